@@ -1,0 +1,138 @@
+//! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
+#![forbid(unsafe_code)]
+
+mod close;
+mod descriptor;
+mod give;
+mod list;
+mod reopen;
+mod run;
+mod status;
+mod table;
+mod take;
+mod watch;
+mod words;
+
+use std::{
+    error::Error,
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use fdstash::blocking::Client;
+
+/// The daemon refused, or this machine failed.
+const REFUSED: u8 = 1;
+/// The command was called in a way that makes no sense; clap's own exit code for it, too.
+const USAGE: u8 = 2;
+/// No daemon can be reached.
+const NO_DAEMON: u8 = 3;
+
+/// Keeps open file descriptors in a daemon, and takes, copies and reopens them
+#[derive(Parser)]
+#[command(name = "fdstash", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    /// The daemon's socket [default: $FDSTASH_SOCKET, else the user's own or the system's]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Keep a disk image open for reading and writing, whatever becomes of its path:
+    fdstash give vm7-disk0 /var/lib/images/vm7.img
+  Have the stash open the very same file again past the page cache:
+    fdstash reopen vm7-disk0 --direct on
+  Run a program with it as its standard input; the stash lets go when the program has it:
+    fdstash take vm7-disk0 -- sha256sum
+  See what there is, and what changes:
+    fdstash list 'vm7-*'
+    fdstash watch 'vm7-*'
+
+Exit codes: 0 done, 1 refused or failed, 2 called wrongly, 3 no daemon there.
+After `take` and `reopen` have run a COMMAND: its own, or 128 and the number of the signal that
+ended it; 126 if it could not be run, 127 if it was not found.";
+
+#[derive(Subcommand)]
+enum Verb {
+    Give(give::Give),
+    Take(take::Take),
+    Close(close::Close),
+    Reopen(reopen::Reopen),
+    List(list::List),
+    Watch(watch::Watch),
+    Status(status::Status),
+}
+
+/// Where the daemon is.
+struct Door(Option<PathBuf>);
+
+impl Door {
+    fn connect(&self) -> Result<Client, fdstash::Error> {
+        match &self.0 {
+            Some(socket) => Client::connect_to(socket),
+            None => Client::connect(),
+        }
+    }
+}
+
+/// A call of the command that makes no sense, found out after its arguments were parsed.
+#[derive(Debug)]
+struct Misuse(&'static str);
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for Misuse {}
+
+fn main() -> ExitCode {
+    let Cli { socket, verb } = Cli::parse();
+    let door = Door(socket);
+    let outcome = match verb {
+        Verb::Give(give) => give.run(&door),
+        Verb::Take(take) => take.run(&door),
+        Verb::Close(close) => close.run(&door),
+        Verb::Reopen(reopen) => reopen.run(&door),
+        Verb::List(list) => list.run(&door),
+        Verb::Watch(watch) => watch.run(&door),
+        Verb::Status(status) => status.run(&door),
+    };
+    outcome.unwrap_or_else(|error| report(&error))
+}
+
+/// Says what went wrong and what to do about it, and tells the exit code.
+fn report(error: &anyhow::Error) -> ExitCode {
+    // Whoever read our output has seen enough.
+    if error
+        .downcast_ref()
+        .is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe)
+    {
+        return ExitCode::SUCCESS;
+    }
+    complain(format_args!("{error:#}"));
+    if error.is::<Misuse>() {
+        return ExitCode::from(USAGE);
+    }
+    let Some(refused) = error.downcast_ref::<fdstash::Error>() else {
+        return ExitCode::from(REFUSED);
+    };
+    if let Some(advice) = refused.advice() {
+        complain(format_args!("{advice}"));
+    }
+    let is_nobody_there = matches!(refused, fdstash::Error::NoDaemon { .. });
+    ExitCode::from(if is_nobody_there { NO_DAEMON } else { REFUSED })
+}
+
+/// Writes a line to standard error; where that is gone, there is nobody left to tell.
+fn complain(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "fdstash: {line}");
+}

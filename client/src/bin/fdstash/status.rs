@@ -1,0 +1,67 @@
+//! `fdstash status`.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Args;
+use fdstash::{Info, Keeper, Statistics};
+
+use crate::{Door, words::plain};
+
+const EXAMPLES: &str = "\
+Examples:
+  fdstash status
+  fdstash status --json | jq .entries";
+
+/// Show how the daemon is
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Status {
+    /// Write the figures as one JSON object, as the interface has it
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
+        let mut client = door.connect()?;
+        let statistics = client.statistics()?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", statistics.to_json())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let info = client.info()?;
+        for (what, value) in lines(&info, &statistics) {
+            writeln!(out, "{what:<12}  {value}")?;
+        }
+        writeln!(out, "{:<12}  {}", "socket", client.socket().display())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn lines(info: &Info, figures: &Statistics) -> [(&'static str, String); 7] {
+    let Statistics { entries, max_entries, connections, transactions, .. } = figures;
+    let Statistics { given, taken, copied, closed, reopened, expired, refused, .. } = figures;
+    let survives = match figures.keeper {
+        Keeper::Process => "a crash of the daemon",
+        Keeper::ProcessAndSystemd => "a crash and a restart of the daemon",
+        Keeper::Nobody => "nothing: it ends with the daemon",
+    };
+    [
+        ("daemon", plain(&format!("{} {}", info.product, info.version))),
+        ("entries", format!("{entries} of at most {max_entries}")),
+        ("outlive", survives.to_owned()),
+        ("restores", figures.restores.to_string()),
+        ("connections", format!("{connections}, {transactions} of them in a transaction")),
+        (
+            "since then",
+            format!(
+                "{given} given, {taken} taken, {copied} copied, {closed} closed, {reopened} reopened, {expired} expired"
+            ),
+        ),
+        ("refused", format!("{refused} calls")),
+    ]
+}

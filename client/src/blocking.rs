@@ -1,0 +1,304 @@
+//! The blocking client: each call returns when it is done.
+//!
+//! ```no_run
+//! use fdstash::{Gift, blocking::Client};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut client = Client::connect()?;
+//! let image = std::fs::File::open("/var/lib/images/vm7.img")?;
+//! client.give(&[Gift::new("vm7-disk0".parse()?, &image)])?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod transaction;
+
+use std::{
+    fmt, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    pin::pin,
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use fdstash_proto::{
+    Clash, Entry, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics, Taking,
+    socket::{self, Received},
+};
+
+use crate::{
+    Error,
+    core::{Core, Staged, Watching, entries, handed, info, replaced, statistics},
+    default_socket,
+    job::Job,
+    transport::Transport,
+};
+
+pub use self::transaction::Transaction;
+
+/// A connection to the daemon, renewed when it is lost.
+pub struct Client(Core<Blocking>);
+
+impl Client {
+    /// Connects to the daemon at [`default_socket`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDaemon`] if nobody can be reached there.
+    pub fn connect() -> Result<Self, Error> {
+        Self::connect_to(default_socket())
+    }
+
+    /// Connects to the daemon at a socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDaemon`] if nobody can be reached there.
+    pub fn connect_to(socket: impl Into<PathBuf>) -> Result<Self, Error> {
+        now(Core::connect(socket.into())).map(Self)
+    }
+
+    /// The socket that it is connected to.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.0.socket()
+    }
+
+    /// Keeps descriptors, and tells the names whose old ones made room. When it returns, they
+    /// survive any crash of the daemon. They are only borrowed, and stay the caller's too.
+    ///
+    /// An ephemeral gift lives as long as this connection, also where the client renews it unseen.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then none of them is kept, except after [`Error::ConnectionLost`], which tells.
+    pub fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
+        now(self.0.run(&Job::give(gifts, Clash::Replace)?)).map(replaced)
+    }
+
+    /// Keeps descriptors under names that are free, else none of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::give`], and [`Refusal::AlreadyExists`](crate::Refusal::AlreadyExists).
+    pub fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
+        now(self.0.run(&Job::give(gifts, Clash::Refuse)?)).map(drop)
+    }
+
+    /// Takes descriptors out of the stash, in the order of the names. They are the caller's alone,
+    /// and close-on-exec. The stash lets go of them only when all have arrived.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then the stash keeps them all, except after [`Error::ConnectionLost`] that may
+    /// be done: see [`Client::unconfirmed`].
+    pub fn take(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.take_within(names, Duration::ZERO)
+    }
+
+    /// Takes as [`Client::take`] does, and waits so long for names that are not there yet or held by
+    /// another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::take`].
+    pub fn take_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        now(self.0.run(&Job::take(names, wait)?)).map(handed)
+    }
+
+    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the
+    /// connection was lost before the daemon could confirm the take or the reopen, so that it may
+    /// have let go of them. Until they are fetched, the client keeps them.
+    pub fn unconfirmed(&mut self) -> Vec<Handed<OwnedFd>> {
+        self.0.take_unconfirmed()
+    }
+
+    /// Hands out duplicates, in the order of the names, which share offset, flags and locks with
+    /// what the stash keeps. They are the caller's, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then none is handed out.
+    pub fn copy(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.copy_within(names, Duration::ZERO)
+    }
+
+    /// Copies as [`Client::copy`] does, and waits so long for names that are not there yet or held
+    /// by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy`].
+    pub fn copy_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        now(self.0.run(&Job::copy(names, Taking::Copy, wait)?)).map(handed)
+    }
+
+    /// Hands out open file descriptions of their own, in the order of the names, so that nothing
+    /// done to them touches what the stash keeps. They are the caller's, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy`], and [`Refusal::ReopenFailed`](crate::Refusal::ReopenFailed) for what
+    /// cannot be opened anew, as a socket.
+    pub fn copy_fresh(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.copy_fresh_within(names, Duration::ZERO)
+    }
+
+    /// Copies as [`Client::copy_fresh`] does, and waits so long for names that are not there yet or
+    /// held by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy_fresh`].
+    pub fn copy_fresh_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        now(self.0.run(&Job::copy(names, Taking::Fresh, wait)?)).map(handed)
+    }
+
+    /// Has the daemon close descriptors and forget them.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then all are still kept, except after [`Error::ConnectionLost`], which tells.
+    pub fn close(&mut self, names: &[Name]) -> Result<(), Error> {
+        now(self.0.run(&Job::close(names)?)).map(drop)
+    }
+
+    /// Opens kept files anew with other flags, and hands out descriptors of the same kind that share
+    /// nothing with what is kept, in the order of the reopenings. They are the caller's, and
+    /// close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then the stash keeps all as it was, except after [`Error::ConnectionLost`]
+    /// that may be done: see [`Client::unconfirmed`].
+    pub fn reopen(&mut self, reopenings: &[Reopening]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        now(self.0.run(&Job::reopen(reopenings)?)).map(handed)
+    }
+
+    /// Lists the entries whose names match, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub fn list(&mut self, pattern: &Pattern) -> Result<Vec<Entry>, Error> {
+        now(self.0.run(&Job::list(pattern))).map(entries)
+    }
+
+    /// Asks for the daemon's figures.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub fn statistics(&mut self) -> Result<Statistics, Error> {
+        now(self.0.run(&Job::statistics())).and_then(statistics)
+    }
+
+    /// Asks the daemon what it is.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub fn info(&mut self) -> Result<Info, Error> {
+        now(self.0.run(&Job::info())).and_then(info)
+    }
+
+    /// Begins a transaction: what is done in it becomes final together, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
+        now(Staged::begin(&mut self.0)).map(Transaction)
+    }
+
+    /// Watches the entries whose names match, on a connection of its own. When it returns, the watch
+    /// stands: every change from then on is told.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub fn watch(&self, pattern: &Pattern) -> Result<Watch, Error> {
+        now(Watching::begin(self.0.socket().to_owned(), pattern.clone())).map(Watch)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("socket", &self.0.socket()).finish_non_exhaustive()
+    }
+}
+
+/// The changes of the entries that a watch is about, for ever: each waits for the next.
+///
+/// [`Notice::Standing`] says that the connection was lost and the watch stands anew: changes may have
+/// gone untold, so list anew. After an error it ends.
+pub struct Watch(Watching<Blocking>);
+
+impl Iterator for Watch {
+    type Item = Result<Notice, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        now(self.0.next()).transpose()
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("socket", &self.0.socket()).finish_non_exhaustive()
+    }
+}
+
+/// A transport that has waited when its futures are first asked.
+struct Blocking(UnixStream);
+
+impl Transport for Blocking {
+    async fn connect(socket: &Path) -> io::Result<Self> {
+        loop {
+            match UnixStream::connect(socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome.map(Self),
+            }
+        }
+    }
+
+    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        socket::send(&self.0, bytes, fds)
+    }
+
+    async fn receive(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+        socket::receive(&self.0, buffer, fds)
+    }
+
+    async fn pause(span: Duration) {
+        thread::sleep(span);
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Runs the flow over a transport that never lets it wait.
+fn now<F: Future>(flow: F) -> F::Output {
+    match pin!(flow).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("no future of the blocking transport is ever pending"),
+    }
+}

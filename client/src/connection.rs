@@ -1,0 +1,245 @@
+//! [`Connection`]: one connection to the daemon, on which one question is asked at a time.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use fdstash_proto::{
+    Call, Frame, Hangup, Inbox, MAX_MESSAGE, Notice, Pattern, Reply, Request,
+    reply::{Answer, Expect},
+    socket::Received,
+};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+};
+
+use crate::{
+    Error,
+    job::{Job, Question},
+    transport::Transport,
+};
+
+/// How much one read takes at most: a few hundred entries of a List.
+const READ: usize = 64 << 10;
+
+/// The pauses before a socket at which nobody listens is tried again, two seconds in all: a daemon
+/// that restarts is back in less.
+const PAUSES_MSEC: [u64; 9] = [1, 4, 15, 40, 90, 200, 350, 500, 800];
+
+/// For what the opening of a connection waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// For a daemon whose queue is full.
+    Queue,
+    /// Also for one that is about to come back.
+    Restart,
+}
+
+impl Patience {
+    fn covers(self, error: &io::Error) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+        let is_away = matches!(error.kind(), NotFound | ConnectionRefused);
+        error.kind() == WouldBlock || (is_away && self == Self::Restart)
+    }
+}
+
+/// One connection. Its end undoes what is not final.
+pub(crate) struct Connection<T> {
+    transport: T,
+    inbox: Inbox<OwnedFd>,
+    buffer: Box<[u8]>,
+    /// Whether every question has had its answer whole, so that the next can be asked.
+    in_step: bool,
+    /// Whether the answer to a Rollback is yet to come, for which nobody waited.
+    owed: bool,
+}
+
+impl<T: Transport> Connection<T> {
+    /// Connects, and tries again as long as `patience` tells.
+    pub(crate) async fn open(socket: &Path, patience: Patience) -> Result<Self, Error> {
+        let mut pauses = PAUSES_MSEC.into_iter();
+        loop {
+            let source = match T::connect(socket).await {
+                Ok(transport) => return Ok(Self::new(transport)),
+                Err(source) => source,
+            };
+            if matches!(Errno::from_io_error(&source), Some(Errno::MFILE | Errno::NFILE)) {
+                return Err(Error::NoRoom);
+            }
+            let Some(pause) = pauses.next().filter(|_| patience.covers(&source)) else {
+                return Err(Error::NoDaemon { socket: socket.to_owned(), source });
+            };
+            T::pause(Duration::from_millis(pause)).await;
+        }
+    }
+
+    fn new(transport: T) -> Self {
+        let buffer = vec![0; READ].into_boxed_slice();
+        Self { transport, inbox: Inbox::for_replies(), buffer, in_step: true, owed: false }
+    }
+
+    /// Whether it can be used for the next question.
+    pub(crate) fn is_in_step(&self) -> bool {
+        self.in_step
+    }
+
+    /// Takes in what is owed, and tells whether the daemon is still there and quiet.
+    pub(crate) async fn settle(&mut self) -> bool {
+        if self.owed {
+            self.owed = false;
+            if self.answer(Expect::Done, Delivery::Whole).await.is_err() {
+                return false;
+            }
+        }
+        // An end would read as nothing, and what comes unasked is nobody's answer.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recv(self.transport.fd(), &mut [0_u8; 1][..], flags);
+        self.inbox.is_empty() && peeked.is_err_and(|error| error == Errno::AGAIN)
+    }
+
+    /// Asks all questions of a job, one after another, up to the first that fails.
+    pub(crate) async fn ask_all(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let mut replies = Vec::with_capacity(job.len());
+        for question in job.questions() {
+            self.ask(&question, &mut replies).await?;
+        }
+        Ok(replies)
+    }
+
+    /// Makes a call whose reply says nothing but that it was done.
+    pub(crate) async fn tell(&mut self, call: Call<BorrowedFd<'_>>) -> Result<(), Error> {
+        self.ask(&Question::new(Request::Stash(call)), &mut Vec::new()).await
+    }
+
+    /// Asks one question, and appends its answer to `replies`. Where it is dropped half-way, the
+    /// connection is out of step and its owner drops it, which undoes what is not final.
+    async fn ask(
+        &mut self,
+        question: &Question<'_>,
+        replies: &mut Vec<Reply<OwnedFd>>,
+    ) -> Result<(), Error> {
+        let delivery = self.send(&question.message).await?;
+        loop {
+            let answer = self.answer(question.due, delivery).await?;
+            let mut reply = answer.outcome?;
+            if let Reply::Handed(handed) = reply {
+                reply = Reply::Handed(question.check(handed).ok_or_else(|| self.broken())?);
+            }
+            replies.push(reply);
+            if !answer.continues {
+                return Ok(());
+            }
+            if !question.in_parts {
+                return Err(self.broken());
+            }
+        }
+    }
+
+    /// Begins a watch on this connection, which is good for nothing else from then on.
+    pub(crate) async fn watch(&mut self, pattern: &Pattern) -> Result<(), Error> {
+        let call = Call::Watch { pattern: pattern.clone() };
+        let delivery = self.send(&Question::new(Request::Stash(call)).message).await?;
+        let answer = self.answer(Expect::Notice, delivery).await?;
+        let stands = matches!(answer.outcome?, Reply::Notice(Notice::Standing));
+        if stands && answer.continues { Ok(()) } else { Err(self.broken()) }
+    }
+
+    /// The next notice of the watch, and whether more follow. Where it is dropped, none is lost.
+    pub(crate) async fn next_notice(&mut self) -> Result<(Notice, bool), Error> {
+        let answer = self.answer(Expect::Notice, Delivery::Whole).await?;
+        let Reply::Notice(notice) = answer.outcome? else { return Err(self.broken()) };
+        Ok((notice, answer.continues))
+    }
+
+    /// Asks for a Rollback without waiting for its answer, and tells whether that could be done. If
+    /// not, the connection has to be dropped, which comes to the same.
+    pub(crate) fn abandon(&mut self) -> bool {
+        let rollback = Question::new(Request::Stash(Call::Rollback)).message.bytes;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        self.owed = rustix::net::send(self.transport.fd(), &rollback, flags)
+            .is_ok_and(|sent| sent == rollback.len());
+        self.owed
+    }
+
+    async fn send(&mut self, message: &Frame<BorrowedFd<'_>>) -> Result<Delivery, Error> {
+        if message.bytes.len() > MAX_MESSAGE {
+            return Err(Error::CallTooLong { limit: MAX_MESSAGE });
+        }
+        self.in_step = false;
+        let mut sent = 0;
+        while sent < message.bytes.len() {
+            let fds = if sent == 0 { message.fds.as_slice() } else { &[] };
+            match self.transport.send(&message.bytes[sent..], fds).await {
+                Ok(count) => sent += count,
+                // The daemon may have said why before it hung up, so that is still read.
+                Err(error) if means_lost(&error) => return Ok(Delivery::CutShort),
+                Err(error) => return Err(Error::Io(error)),
+            }
+        }
+        Ok(Delivery::Whole)
+    }
+
+    /// Reads until an answer is whole. Where it is dropped, what has come waits in the inbox.
+    async fn answer(&mut self, due: Expect, delivery: Delivery) -> Result<Answer<OwnedFd>, Error> {
+        let mut is_truncated = false;
+        loop {
+            match self.inbox.next_reply(due) {
+                Ok(None) => {}
+                // The bytes are all there, only their descriptors are not.
+                Ok(Some(_)) | Err(_) if is_truncated => {
+                    drop(self.inbox.take_unnamed());
+                    self.in_step = self.inbox.is_empty();
+                    return Err(Error::NoRoom);
+                }
+                Ok(Some(answer)) => {
+                    self.in_step = self.inbox.is_empty() && !answer.continues;
+                    return Ok(answer);
+                }
+                Err(hangup) => return Err(Error::Protocol(hangup)),
+            }
+            let mut fds = Vec::new();
+            let count = match self.transport.receive(&mut self.buffer, &mut fds).await {
+                Ok(Received::Bytes(count)) => count,
+                Ok(Received::Truncated(count)) => {
+                    is_truncated = true;
+                    count
+                }
+                Ok(Received::End) => return Err(delivery.lost()),
+                Err(error) if means_lost(&error) => return Err(delivery.lost()),
+                Err(error) => return Err(Error::Io(error)),
+            };
+            self.inbox.feed(&self.buffer[..count], fds).map_err(Error::Protocol)?;
+        }
+    }
+
+    fn broken(&mut self) -> Error {
+        self.in_step = false;
+        Error::Protocol(Hangup::NotAReply)
+    }
+}
+
+/// How much of a question the kernel took for the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// All of it.
+    Whole,
+    /// Less, and what has no end is not carried out.
+    CutShort,
+}
+
+impl Delivery {
+    fn lost(self) -> Error {
+        Error::ConnectionLost { may_be_done: self == Self::Whole }
+    }
+}
+
+fn means_lost(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED | Errno::NOTCONN)
+    )
+}

@@ -1,0 +1,231 @@
+//! [`Error`]: why a call did not do what it was asked.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use fdstash_proto::{Hangup, MAX_DESCRIPTORS, Refusal, reply::Refused};
+
+/// Why a call did not do what it was asked.
+///
+/// Unless a variant says otherwise, the stash is as it was before the call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The daemon refused: one variant of [`Refusal`] for each error of the interface.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+
+    /// The daemon refused with an error that this version does not know.
+    #[error(
+        "the daemon refused with an error that this version does not know: {error} {parameters}"
+    )]
+    UnknownRefusal {
+        /// Its full name.
+        error: String,
+        /// What came with it, as JSON.
+        parameters: String,
+    },
+
+    /// Nobody can be reached at the socket.
+    #[error("no daemon can be reached at {}", socket.display())]
+    NoDaemon {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// The connection was lost, and the call could not be repeated without risk.
+    #[error("the connection to the daemon was lost{}", told(*may_be_done))]
+    ConnectionLost {
+        /// Whether the call may have been carried out all the same.
+        may_be_done: bool,
+    },
+
+    /// The transaction is over: an earlier call in it lost the connection, broke off or failed
+    /// half-way, and all of it was rolled back.
+    #[error("the transaction was rolled back when an earlier call in it failed")]
+    RolledBack,
+
+    /// This process has no room for another descriptor. Those that were to be handed out are still
+    /// in the stash.
+    #[error("this process has no room for more descriptors")]
+    NoRoom,
+
+    /// The call does not fit into a message. It was not sent.
+    #[error("the call takes more than the {limit} bytes of a message")]
+    CallTooLong {
+        /// The most bytes of one.
+        limit: usize,
+    },
+
+    /// The other side does not speak as a daemon of this interface does. Its connection is closed,
+    /// and what it did about the call is not known.
+    #[error("the daemon broke the protocol: it sent {0}")]
+    Protocol(Hangup),
+
+    /// The kernel would not send or receive. The connection is closed; what had not been sent whole
+    /// was not carried out.
+    #[error("could not talk to the daemon")]
+    Io(#[source] io::Error),
+}
+
+impl Error {
+    /// What to do about it, where that is known, as a clause without a capital or a full stop.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        match self {
+            Self::Refused(refusal) => advice_on_refusal(refusal).map(str::to_owned),
+            Self::NoDaemon { socket, source } => Some(advice_on_reaching(socket, source)),
+            Self::ConnectionLost { may_be_done: true } => {
+                Some("list the entries to see whether it was carried out".into())
+            }
+            Self::ConnectionLost { may_be_done: false } => Some("call again".into()),
+            Self::RolledBack => Some("begin a new transaction".into()),
+            Self::NoRoom => Some(
+                "close some descriptors or raise the limit (ulimit -n) and ask again: what was to \
+                 be handed out is still in the stash"
+                    .into(),
+            ),
+            Self::CallTooLong { .. } => Some("make several calls of it".into()),
+            Self::UnknownRefusal { .. } | Self::Protocol(_) => {
+                Some("compare the versions of the daemon and of this program".into())
+            }
+            Self::Io(error) => advice_on_sending(error),
+        }
+    }
+
+    /// The daemon's refusal, if it is one that this version knows.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        if let Self::Refused(refusal) = self { Some(refusal) } else { None }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Known(refusal) => Self::Refused(refusal),
+            Refused::Unknown { error, parameters } => Self::UnknownRefusal { error, parameters },
+        }
+    }
+}
+
+fn told(may_be_done: bool) -> &'static str {
+    if may_be_done {
+        ", and the call may have been carried out"
+    } else {
+        " before the call was carried out"
+    }
+}
+
+fn advice_on_refusal(refusal: &Refusal) -> Option<&'static str> {
+    match refusal {
+        Refusal::NotFound { .. } => Some(
+            "list the entries to see which there are; what may not be used is not shown either",
+        ),
+        Refusal::AlreadyExists { .. } => {
+            Some("close it first, or give without being exclusive to put this in its place")
+        }
+        Refusal::Busy { .. } => Some("wait for it, with a time-out, or let the other side finish"),
+        Refusal::AccessDenied { .. } => {
+            Some("who gave it can share it with this user; else the daemon's policy decides")
+        }
+        Refusal::ReopenFailed { .. } => Some("the old file is still kept, as it was"),
+        Refusal::LimitExceeded { .. } => {
+            Some("close what is no longer needed, or have the daemon's limit raised")
+        }
+        Refusal::NotDurable { .. } => Some("the daemon's log says more"),
+        Refusal::InvalidName { .. } => {
+            Some("a name is 1 to 255 printable ASCII characters without ':', once in a call")
+        }
+        Refusal::InterfaceNotFound { .. }
+        | Refusal::MethodNotFound { .. }
+        | Refusal::MethodNotImplemented { .. }
+        | Refusal::InvalidParameter { .. }
+        | Refusal::ExpectedMore => Some("compare the versions of the daemon and of this program"),
+        Refusal::TransactionState { .. }
+        | Refusal::FileDescriptorMissing { .. }
+        | Refusal::PermissionDenied => None,
+    }
+}
+
+fn advice_on_reaching(socket: &Path, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return "the socket's mode and the directories above it decide who may connect".into();
+    }
+    format!(
+        "start one with `systemctl start fdstashd.socket`, or with `fdstashd --socket {}`",
+        socket.display()
+    )
+}
+
+fn advice_on_sending(error: &io::Error) -> Option<String> {
+    let errno = rustix::io::Errno::from_io_error(error)?;
+    // unix(7): descriptors that are sent and not yet received count against the sender's limit.
+    (errno == rustix::io::Errno::TOOMANYREFS).then(|| {
+        format!(
+            "this user has too many descriptors on their way: give fewer than {MAX_DESCRIPTORS} \
+             at once, or raise the limit (ulimit -n)"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fdstash_proto::Peer;
+
+    use super::*;
+
+    #[test]
+    fn every_error_says_what_happened_and_what_can_be_done() {
+        let io = |errno: rustix::io::Errno| io::Error::from(errno);
+        let gone = Error::NoDaemon { socket: "/s".into(), source: io(rustix::io::Errno::NOENT) };
+        let shut = Error::NoDaemon { socket: "/s".into(), source: io(rustix::io::Errno::ACCESS) };
+        let held = Peer { uid: 7, gid: 8, pid: 9 };
+        let table = [
+            (gone, "no daemon can be reached at /s", Some("fdstashd --socket /s")),
+            (shut, "no daemon can be reached at /s", Some("the socket's mode")),
+            (
+                Error::ConnectionLost { may_be_done: true },
+                "the connection to the daemon was lost, and the call may have been carried out",
+                Some("list the entries"),
+            ),
+            (
+                Error::ConnectionLost { may_be_done: false },
+                "the connection to the daemon was lost before the call was carried out",
+                Some("call again"),
+            ),
+            (Error::NoRoom, "this process has no room for more descriptors", Some("ulimit -n")),
+            (
+                Error::Protocol(Hangup::NotAReply),
+                "the daemon broke the protocol: it sent a message that is not the reply that was due",
+                Some("compare the versions"),
+            ),
+            (
+                Error::Io(io(rustix::io::Errno::TOOMANYREFS)),
+                "could not talk to the daemon",
+                Some("too many descriptors on their way"),
+            ),
+            (Error::Io(io(rustix::io::Errno::IO)), "could not talk to the daemon", None),
+            (
+                Refusal::Busy { name: "a".into(), held_by: held }.into(),
+                "entry \"a\" is held by a transaction of uid 7 (pid 9)",
+                Some("wait for it"),
+            ),
+            (Refusal::PermissionDenied.into(), "permission denied", None),
+        ];
+
+        for (error, message, advice) in table {
+            assert_eq!(error.to_string(), message);
+            let given = error.advice();
+            assert!(
+                given.as_deref().unwrap_or_default().contains(advice.unwrap_or_default()),
+                "{given:?}"
+            );
+            assert_eq!(given.is_some(), advice.is_some(), "{message}");
+        }
+    }
+}

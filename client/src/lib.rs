@@ -1,0 +1,61 @@
+//! The client of fdstash: a daemon that holds open file descriptors by name, hands them out again,
+//! and reopens their files with other flags without ever letting go of the old ones first.
+//!
+//! One API, two ways to wait: `Client` on Tokio, and [`blocking::Client`], which needs no runtime
+//! (build with `default-features = false` if that is all you want).
+//!
+//! ```no_run
+//! # #[cfg(feature = "tokio")] {
+//! use fdstash::{Client, Gift, Name, Reopening};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut client = Client::connect().await?;
+//! let disk: Name = "vm7-disk0".parse()?;
+//!
+//! // Give: the stash has a duplicate, and from here on no crash of the daemon loses it.
+//! let image = std::fs::File::options().read(true).write(true).open("/var/lib/images/vm7.img")?;
+//! client.give(&[Gift::new(disk.clone(), &image)]).await?;
+//!
+//! // Reopen: the very same file, past the page cache. If that cannot be, the old one is still kept.
+//! let direct = Reopening { direct: Some(true), ..Reopening::new(disk.clone()) };
+//! let handed = client.reopen(&[direct]).await?;
+//!
+//! // Take: the stash lets go of it only when it has arrived.
+//! let handed = client.take(&[disk]).await?;
+//! let image = std::fs::File::from(handed.into_iter().next().ok_or("nothing")?.fd);
+//! # Ok(())
+//! # }
+//! # }
+//! ```
+//!
+//! # What it sees to
+//!
+//! - A **take** or a **reopen** is final only when every descriptor has arrived. Where this process
+//!   has no room for one, or the connection is lost, the stash keeps what it had.
+//! - A call of **more than 253 descriptors**, the kernel's limit for a message, is several messages
+//!   and still all or nothing.
+//! - When the **daemon restarts**, calls go on as if nothing had been: an idle connection that has
+//!   ended is noticed before it is used, and what is harmless is sent again. What may have been
+//!   carried out is not; [`Error::ConnectionLost`] says which it was.
+//! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
+//!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.
+#![forbid(unsafe_code)]
+
+mod address;
+pub mod blocking;
+mod connection;
+mod core;
+mod error;
+mod job;
+#[cfg(feature = "tokio")]
+mod tokio;
+mod transport;
+
+pub use fdstash_proto::{
+    Access, BadName, BadPattern, Change, Entry, Flags, Gift, Handed, Hangup, Info, Keeper, Kind,
+    Labels, Name, Notice, Pattern, Peer, Refusal, Reopening, Share, Statistics,
+};
+
+#[cfg(feature = "tokio")]
+pub use crate::tokio::{Client, Transaction, Watch};
+pub use crate::{address::default_socket, error::Error};

@@ -1,0 +1,295 @@
+//! The asynchronous client, on Tokio.
+
+mod transaction;
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ::tokio::{io::Interest, net::UnixStream, time};
+use fdstash_proto::{
+    Clash, Entry, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics, Taking,
+    socket::{self, Received},
+};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::{
+    Error,
+    core::{Core, Staged, Watching, entries, handed, info, replaced, statistics},
+    default_socket,
+    job::Job,
+    transport::Transport,
+};
+
+pub use self::transaction::Transaction;
+
+/// A connection to the daemon, renewed when it is lost.
+///
+/// It needs a Tokio runtime with I/O and time enabled, and panics without.
+///
+/// The future of a call may be dropped at any time. Its connection is then closed, and what is not
+/// final undone; the next call connects anew. A give or a close that was already sent may have been
+/// carried out. What had arrived for a take or a reopen while the daemon was making it final is not
+/// lost: [`Client::unconfirmed`] has it.
+pub struct Client(Core<Waiting>);
+
+impl Client {
+    /// Connects to the daemon at [`default_socket`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDaemon`] if nobody can be reached there.
+    pub async fn connect() -> Result<Self, Error> {
+        Self::connect_to(default_socket()).await
+    }
+
+    /// Connects to the daemon at a socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDaemon`] if nobody can be reached there.
+    pub async fn connect_to(socket: impl Into<PathBuf>) -> Result<Self, Error> {
+        Core::connect(socket.into()).await.map(Self)
+    }
+
+    /// The socket that it is connected to.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.0.socket()
+    }
+
+    /// Keeps descriptors, and tells the names whose old ones made room. When it returns, they
+    /// survive any crash of the daemon. They are only borrowed, and stay the caller's too.
+    ///
+    /// An ephemeral gift lives as long as this connection, also where the client renews it unseen.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then none of them is kept, except after [`Error::ConnectionLost`], which tells.
+    pub async fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
+        self.0.run(&Job::give(gifts, Clash::Replace)?).await.map(replaced)
+    }
+
+    /// Keeps descriptors under names that are free, else none of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::give`], and [`Refusal::AlreadyExists`](crate::Refusal::AlreadyExists).
+    pub async fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
+        self.0.run(&Job::give(gifts, Clash::Refuse)?).await.map(drop)
+    }
+
+    /// Takes descriptors out of the stash, in the order of the names. They are the caller's alone,
+    /// and close-on-exec. The stash lets go of them only when all have arrived.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then the stash keeps them all, except after [`Error::ConnectionLost`] that may
+    /// be done: see [`Client::unconfirmed`].
+    pub async fn take(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.take_within(names, Duration::ZERO).await
+    }
+
+    /// Takes as [`Client::take`] does, and waits so long for names that are not there yet or held by
+    /// another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::take`].
+    pub async fn take_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.0.run(&Job::take(names, wait)?).await.map(handed)
+    }
+
+    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the
+    /// connection was lost, or the future dropped, before the daemon could confirm the take or the
+    /// reopen, so that it may have let go of them. Until they are fetched, the client keeps them.
+    pub fn unconfirmed(&mut self) -> Vec<Handed<OwnedFd>> {
+        self.0.take_unconfirmed()
+    }
+
+    /// Hands out duplicates, in the order of the names, which share offset, flags and locks with
+    /// what the stash keeps. They are the caller's, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then none is handed out.
+    pub async fn copy(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.copy_within(names, Duration::ZERO).await
+    }
+
+    /// Copies as [`Client::copy`] does, and waits so long for names that are not there yet or held
+    /// by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy`].
+    pub async fn copy_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.0.run(&Job::copy(names, Taking::Copy, wait)?).await.map(handed)
+    }
+
+    /// Hands out open file descriptions of their own, in the order of the names, so that nothing
+    /// done to them touches what the stash keeps. They are the caller's, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy`], and [`Refusal::ReopenFailed`](crate::Refusal::ReopenFailed) for what
+    /// cannot be opened anew, as a socket.
+    pub async fn copy_fresh(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.copy_fresh_within(names, Duration::ZERO).await
+    }
+
+    /// Copies as [`Client::copy_fresh`] does, and waits so long for names that are not there yet or
+    /// held by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::copy_fresh`].
+    pub async fn copy_fresh_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.0.run(&Job::copy(names, Taking::Fresh, wait)?).await.map(handed)
+    }
+
+    /// Has the daemon close descriptors and forget them.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then all are still kept, except after [`Error::ConnectionLost`], which tells.
+    pub async fn close(&mut self, names: &[Name]) -> Result<(), Error> {
+        self.0.run(&Job::close(names)?).await.map(drop)
+    }
+
+    /// Opens kept files anew with other flags, and hands out descriptors of the same kind that share
+    /// nothing with what is kept, in the order of the reopenings. They are the caller's, and
+    /// close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then the stash keeps all as it was, except after [`Error::ConnectionLost`]
+    /// that may be done: see [`Client::unconfirmed`].
+    pub async fn reopen(
+        &mut self,
+        reopenings: &[Reopening],
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.0.run(&Job::reopen(reopenings)?).await.map(handed)
+    }
+
+    /// Lists the entries whose names match, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn list(&mut self, pattern: &Pattern) -> Result<Vec<Entry>, Error> {
+        self.0.run(&Job::list(pattern)).await.map(entries)
+    }
+
+    /// Asks for the daemon's figures.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn statistics(&mut self) -> Result<Statistics, Error> {
+        self.0.run(&Job::statistics()).await.and_then(statistics)
+    }
+
+    /// Asks the daemon what it is.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn info(&mut self) -> Result<Info, Error> {
+        self.0.run(&Job::info()).await.and_then(info)
+    }
+
+    /// Begins a transaction: what is done in it becomes final together, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
+        Staged::begin(&mut self.0).await.map(Transaction)
+    }
+
+    /// Watches the entries whose names match, on a connection of its own. When it returns, the watch
+    /// stands: every change from then on is told.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn watch(&self, pattern: &Pattern) -> Result<Watch, Error> {
+        Watching::begin(self.0.socket().to_owned(), pattern.clone()).await.map(Watch)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("socket", &self.0.socket()).finish_non_exhaustive()
+    }
+}
+
+/// The changes of the entries that a watch is about, for ever.
+pub struct Watch(Watching<Waiting>);
+
+impl Watch {
+    /// Waits for the next change; none after an error or the watch's end. Where the future is
+    /// dropped, no change is lost.
+    ///
+    /// [`Notice::Standing`] says that the connection was lost and the watch stands anew: changes may
+    /// have gone untold, so list anew.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] of the connection.
+    pub async fn next(&mut self) -> Result<Option<Notice>, Error> {
+        self.0.next().await
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("socket", &self.0.socket()).finish_non_exhaustive()
+    }
+}
+
+/// A transport that lets other tasks run while it waits.
+struct Waiting(UnixStream);
+
+impl Transport for Waiting {
+    async fn connect(socket: &Path) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(socket)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // unix(7): it connects at once or not at all; with a full queue at the other side: EAGAIN.
+        rustix::net::connect(&fd, &address)?;
+        UnixStream::from_std(fd.into()).map(Self)
+    }
+
+    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.0.async_io(Interest::WRITABLE, || socket::send(&self.0, bytes, fds)).await
+    }
+
+    async fn receive(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+        self.0.async_io(Interest::READABLE, || socket::receive(&self.0, buffer, fds)).await
+    }
+
+    async fn pause(span: Duration) {
+        time::sleep(span).await;
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,54 @@
+//! What a client asks, in which order, and what it does when the daemon breaks off or lies: the same
+//! stories for both ways to wait.
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
+mod peer;
+
+mod blocking {
+    use fdstash::blocking::Client;
+
+    macro_rules! wait {
+        ($call:expr) => {
+            $call
+        };
+    }
+
+    macro_rules! story {
+        ($(fn $name:ident() $body:block)*) => { $(#[test] fn $name() $body)* };
+    }
+
+    macro_rules! next {
+        ($watch:expr) => {
+            $watch.next().transpose()
+        };
+    }
+
+    include!("stories/calls.rs");
+    include!("stories/losses.rs");
+    include!("stories/transactions.rs");
+}
+
+#[cfg(feature = "tokio")]
+mod tokio {
+    use fdstash::Client;
+
+    macro_rules! wait {
+        ($call:expr) => {
+            $call.await
+        };
+    }
+
+    macro_rules! story {
+        ($(fn $name:ident() $body:block)*) => { $(#[tokio::test] async fn $name() $body)* };
+    }
+
+    macro_rules! next {
+        ($watch:expr) => {
+            $watch.next().await
+        };
+    }
+
+    include!("stories/calls.rs");
+    include!("stories/losses.rs");
+    include!("stories/transactions.rs");
+}

@@ -1,0 +1,126 @@
+//! The command line, and what becomes of it: one validated [`Config`].
+
+use std::{env, path::PathBuf};
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+use fdstash_stash::Limits;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::level_filters::LevelFilter;
+
+/// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
+/// timers, and room for a connection to be turned away on and for files being opened.
+const OWN: usize = 32;
+
+/// Places that entries leave free unless the command line says otherwise.
+const SPARE: usize = 64;
+
+/// Holds open file descriptors by name, hands them out over a Unix socket, and reopens their files
+/// with other flags without ever letting go of the old ones first.
+///
+/// Anybody may connect; who may do what is decided by the credentials that the kernel vouches for:
+/// a user may do everything to what it gave, and root to all. Talk to it with the command fdstash,
+/// or with any Varlink client.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fdstashd",
+    version,
+    after_help = "Examples:\n  \
+        fdstashd                                    serve this user's, or for root the system's, stash\n  \
+        fdstashd --socket /tmp/stash --log debug    try it out\n  \
+        fdstash status                              see whether it is there"
+)]
+pub(crate) struct Args {
+    /// Where to listen, unless systemd passes a socket [default:
+    /// /run/fdstash/org.fdstash.Stash for root,
+    /// $XDG_RUNTIME_DIR/fdstash/org.fdstash.Stash for others]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// The most entries to hold [default: as many as the limit on open files leaves room for]
+    #[arg(long, value_name = "COUNT")]
+    max_entries: Option<usize>,
+
+    /// The most connections to serve at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 16384)]
+    max_connections: usize,
+
+    /// How much to log, to standard error
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: Level,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+/// What the daemon shall be like.
+pub(crate) struct Config {
+    /// Where to listen, unless a socket was passed.
+    pub(crate) socket: Option<PathBuf>,
+    /// How much of everything there may be.
+    pub(crate) limits: Limits,
+}
+
+impl Args {
+    /// How much to log.
+    pub(crate) fn log(&self) -> LevelFilter {
+        match self.log {
+            Level::Error => LevelFilter::ERROR,
+            Level::Warn => LevelFilter::WARN,
+            Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+        }
+    }
+
+    /// Raises the limit on open files as far as it goes, and settles everything that depends on it.
+    ///
+    /// # Errors
+    ///
+    /// If that leaves no room for a single entry.
+    pub(crate) fn into_config(self) -> Result<Config> {
+        let open_files = raise_open_files();
+        let Some(places) = open_files.checked_sub(OWN).filter(|places| *places > 1) else {
+            bail!("the limit on open files (ulimit -n) is {open_files}: too few to hold anything");
+        };
+        // A Reopen in a transaction needs a place beside what is kept, also where the stash is full.
+        let spare = SPARE.min(places / 4);
+        let entries = self.max_entries.unwrap_or(places - spare).min(places);
+        let limits = Limits { entries, connections: self.max_connections, places };
+        Ok(Config { socket: self.socket, limits })
+    }
+}
+
+/// Where to listen when nobody says.
+///
+/// # Errors
+///
+/// For a user without `XDG_RUNTIME_DIR`.
+pub(crate) fn default_socket() -> Result<PathBuf> {
+    const BELOW: &str = "fdstash/org.fdstash.Stash";
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/run").join(BELOW));
+    }
+    match env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if !folder.is_empty() => Ok(PathBuf::from(folder).join(BELOW)),
+        Some(_) | None => bail!("XDG_RUNTIME_DIR is not set: say where to listen with --socket"),
+    }
+}
+
+/// How many files may be open, as many as the hard limit allows from now on.
+fn raise_open_files() -> usize {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    let most = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(error) => {
+            tracing::warn!(%error, "raising the limit on open files failed");
+            current
+        }
+    };
+    usize::try_from(most.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,398 @@
+//! One connection: the task that moves bytes and descriptors between its socket and its [`Seat`].
+//!
+//! A connection has one call at a time; what it sends meanwhile waits, at first here and then in its
+//! socket, so that a client that asks faster than it is answered slows down itself and nobody else.
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    time::Duration,
+};
+
+use fdstash_proto::{
+    Frame, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Refusal, Reply, Request, reply,
+    socket::{self, Received},
+};
+use fdstash_stash::ConnectionId;
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    descriptor::Descriptor,
+    inspect::is_hung_up,
+    run::{Daemon, Input},
+    seat::{Current, Left, Seat, State, fitting},
+};
+
+/// How long the rest of a message may take to come, in which its descriptors take room here.
+const MESSAGE_TIME: Duration = Duration::from_secs(30);
+
+/// How long the message may take to come whose descriptors came with those before it. Their
+/// `sendmsg` is under way by then, so this is the time for a kernel to wake its sender.
+const STRANDED_TIME: Duration = Duration::from_millis(250);
+
+/// How often to look whether a client is still there of which nothing is read.
+const GLANCE: Duration = Duration::from_secs(1);
+
+/// How long a client may read nothing of what is sent to it.
+const SEND_TIME: Duration = Duration::from_secs(30);
+
+/// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
+/// message has: those that were opened for the client take room here until it reads.
+const MUCH_TO_SEND: usize = 256 << 10;
+
+/// How many entries one part of a List has.
+const LIST_PART: usize = 100;
+
+/// The most bytes that are read or sent at once.
+const PIECE: usize = 64 << 10;
+
+/// Room for one read and one write, shared by all connections, since they take turns.
+pub(crate) struct Scratch {
+    read: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    write: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self { read: vec![0; PIECE], fds: Vec::new(), write: Vec::with_capacity(PIECE) }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    /// The client has closed it, or the daemon ends.
+    #[error("closed")]
+    Closed,
+    /// The client broke the protocol.
+    #[error(transparent)]
+    Hangup(#[from] Hangup),
+    /// A message was not whole in time.
+    #[error("the rest of a message did not come within {} s", MESSAGE_TIME.as_secs())]
+    HalfMessage,
+    /// The client read nothing for too long.
+    #[error("it read nothing for {} s", SEND_TIME.as_secs())]
+    NotReading,
+    /// The socket failed.
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+}
+
+/// One connection's task. Owns the socket and what has come over it.
+pub(crate) struct Connection {
+    id: ConnectionId,
+    socket: UnixStream,
+    seat: Rc<Seat>,
+    daemon: Rc<RefCell<Daemon>>,
+    scratch: Rc<RefCell<Scratch>>,
+    inbox: Inbox<Descriptor>,
+    /// The client will send no more.
+    ended: bool,
+    /// When it must have sent the rest of what it began; and whether what it began are descriptors
+    /// without a message.
+    whole_by: Option<(Instant, bool)>,
+    /// When it must have read some of what it was sent.
+    read_by: Option<Instant>,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        id: ConnectionId,
+        socket: UnixStream,
+        seat: Rc<Seat>,
+        daemon: Rc<RefCell<Daemon>>,
+        scratch: Rc<RefCell<Scratch>>,
+    ) -> Self {
+        Self {
+            id,
+            socket,
+            seat,
+            daemon,
+            scratch,
+            inbox: Inbox::for_calls(),
+            ended: false,
+            whole_by: None,
+            read_by: None,
+        }
+    }
+
+    /// Serves the connection to its end.
+    pub(crate) async fn run(mut self) {
+        let end = loop {
+            match self.turn().await {
+                Ok(()) => {}
+                Err(end) => break end,
+            }
+        };
+        let peer = self.seat.who.peer;
+        match &end {
+            End::Closed => tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed"),
+            End::Socket(error) if is_gone(error) => {
+                tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed");
+            }
+            End::Hangup(_) | End::HalfMessage | End::NotReading | End::Socket(_) => {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, reason = %end, "hanging up");
+            }
+        }
+        self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
+        // What is still unread in it may be the last of a descriptor that takes its time to close.
+        if let Ok(socket) = self.socket.into_std() {
+            self.daemon.borrow().closer().close(socket.into());
+        }
+    }
+
+    /// Does all that can be done without waiting, and then waits for one thing.
+    async fn turn(&mut self) -> Result<(), End> {
+        self.seat.set_awake(true);
+        loop {
+            let began = self.begin_calls()?;
+            let sent = self.flush()?;
+            self.seat.tell_lost();
+            if !began && !sent {
+                break;
+            }
+        }
+        let (sending, idle, watching, closing) = {
+            let state = self.seat.state.borrow();
+            let is = |call: &Current| matches!(call, Current::Watching);
+            let idle = matches!(state.call, Current::None);
+            (!state.outbox.is_empty(), idle, is(&state.call), state.closing)
+        };
+        if !sending && ((idle && self.ended) || ((idle || watching) && closing)) {
+            return Err(self.end());
+        }
+        self.set_deadlines(idle, sending);
+        // Behind a call that is not finished one read is enough to see the client go.
+        let reading = !self.ended && (self.inbox.is_empty() || (idle && !sending));
+        self.seat.set_awake(false);
+        self.wait(reading, sending).await
+    }
+
+    /// How a connection ends that nothing more is to be done for.
+    fn end(&self) -> End {
+        if !self.ended || self.inbox.is_empty() {
+            End::Closed
+        } else if self.inbox.is_stranded() {
+            Hangup::UnnamedDescriptors.into()
+        } else {
+            Hangup::EndWithinMessage.into()
+        }
+    }
+
+    /// Begins the calls that have come, until one does not finish at once. Whether there was one.
+    fn begin_calls(&mut self) -> Result<bool, End> {
+        let mut began = false;
+        loop {
+            {
+                let mut state = self.seat.state.borrow_mut();
+                if state.outbox.len() > MUCH_TO_SEND || state.fds > MAX_DESCRIPTORS {
+                    return Ok(began);
+                }
+                match &state.call {
+                    Current::None if state.closing => return Ok(began),
+                    Current::None => {}
+                    Current::Listing(..) => {
+                        self.list_part(&mut state);
+                        began = true;
+                        continue;
+                    }
+                    Current::Waiting(_) | Current::Leaving | Current::Watching => {
+                        return Ok(began);
+                    }
+                }
+            }
+            let Some(incoming) = self.inbox.next_call()? else { return Ok(began) };
+            self.whole_by = None;
+            self.begin(incoming);
+            began = true;
+        }
+    }
+
+    fn begin(&mut self, incoming: Incoming<Descriptor>) {
+        let Incoming { request, mode, unused, last } = incoming;
+        self.seat.state.borrow_mut().call = Current::Waiting(mode);
+        match request {
+            Ok(Request::Stash(call)) => {
+                self.daemon.borrow_mut().handle(Input::Call(self.id, call));
+            }
+            Ok(Request::GetInfo) => {
+                let info = Info::of_fdstash(env!("CARGO_PKG_VERSION"));
+                self.seat.answer(Ok(Reply::Info(info)), false);
+            }
+            Ok(Request::GetInterfaceDescription(text)) => {
+                self.seat.answer(Ok(Reply::Description(text.to_owned())), false);
+            }
+            Err(refusal) => {
+                self.daemon.borrow_mut().handle(Input::Misunderstood(self.id, refusal));
+            }
+        }
+        drop(unused);
+        if last {
+            self.seat.close_soon();
+        }
+    }
+
+    /// Puts the next part of a list into the outbox.
+    fn list_part(&self, state: &mut State) {
+        let Current::Listing(pattern, after) = &mut state.call else { return };
+        let (mut entries, mut next) =
+            self.daemon.borrow().list(self.id, pattern, after.as_ref(), LIST_PART);
+        let fitting = fitting(&entries);
+        if fitting < entries.len() {
+            entries.truncate(fitting);
+            next = entries.last().map(|entry| entry.name.clone());
+        }
+        let continues = next.is_some();
+        *after = next;
+        state.outbox.push(reply::write(Ok(Reply::Listed(entries)), continues), Left::Nothing);
+        if !continues {
+            state.call = Current::None;
+        }
+    }
+
+    /// Sends what the socket takes. Whether it has taken something.
+    fn flush(&mut self) -> Result<bool, End> {
+        let mut sent = false;
+        loop {
+            let mut confirmed = false;
+            {
+                let state = &mut *self.seat.state.borrow_mut();
+                if state.outbox.is_empty() {
+                    self.read_by = None;
+                    return Ok(sent);
+                }
+                let bytes = &mut self.scratch.borrow_mut().write;
+                let fds = state.outbox.next_send(bytes, PIECE);
+                let count = match self.send(bytes, fds) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+                    Err(error) => return Err(error.into()),
+                };
+                state.outbox.advance(count, |frame, left| {
+                    confirmed |= left == Left::Confirm;
+                    state.fds -= frame.fds.len();
+                });
+                if confirmed {
+                    state.call = Current::None;
+                }
+            }
+            sent = true;
+            self.read_by = None;
+            if confirmed {
+                self.daemon.borrow_mut().handle(Input::Sent(self.id));
+            }
+        }
+    }
+
+    fn send(&self, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<usize> {
+        self.socket.try_io(Interest::WRITABLE, || socket::send(&self.socket, bytes, fds))
+    }
+
+    fn set_deadlines(&mut self, idle: bool, sending: bool) {
+        if sending && self.read_by.is_none() {
+            self.read_by = Some(Instant::now() + SEND_TIME);
+        }
+        let stranded = self.inbox.is_stranded();
+        if !idle || self.inbox.is_empty() {
+            self.whole_by = None;
+        } else if self.whole_by.is_none_or(|(_, was_stranded)| was_stranded != stranded) {
+            let time = if stranded { STRANDED_TIME } else { MESSAGE_TIME };
+            self.whole_by = Some((Instant::now() + time, stranded));
+        }
+    }
+
+    async fn wait(&mut self, reading: bool, sending: bool) -> Result<(), End> {
+        // Behind an unfinished call, or when the client sends no more, no read sees it go.
+        let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
+        let whole_by = self.whole_by.map(|(by, _)| by);
+        let overdue = [whole_by, self.read_by, glance].into_iter().flatten().min();
+        let event = async {
+            tokio::select! {
+                ready = self.socket.readable(), if reading => ready.map(|()| true),
+                ready = self.socket.writable(), if sending => ready.map(|()| false),
+                () = self.seat.news() => Ok(false),
+            }
+        };
+        let readable: io::Result<bool> = match overdue {
+            Some(overdue) => match timeout_at(overdue, event).await {
+                Ok(readable) => readable,
+                Err(_) => return self.overdue(),
+            },
+            None => event.await,
+        };
+        if readable? { self.read() } else { Ok(()) }
+    }
+
+    fn overdue(&self) -> Result<(), End> {
+        let now = Instant::now();
+        if self.read_by.is_some_and(|by| by <= now) {
+            return Err(End::NotReading);
+        }
+        if self.whole_by.is_some_and(|(by, _)| by <= now) {
+            return Err(match self.inbox.is_stranded() {
+                true => Hangup::UnnamedDescriptors.into(),
+                false => End::HalfMessage,
+            });
+        }
+        if is_hung_up(&self.socket) { Err(End::Closed) } else { Ok(()) }
+    }
+
+    /// Reads once.
+    fn read(&mut self) -> Result<(), End> {
+        let mut scratch = self.scratch.borrow_mut();
+        let Scratch { read: buffer, fds, .. } = &mut *scratch;
+        let received =
+            self.socket.try_io(Interest::READABLE, || socket::receive(&self.socket, buffer, fds));
+        let closer = self.daemon.borrow().closer().clone();
+        let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &closer));
+        match received {
+            Ok(Received::Bytes(count)) => {
+                self.inbox.feed(&buffer[..count], fds)?;
+                Ok(())
+            }
+            Ok(Received::End) => {
+                self.ended = true;
+                if is_hung_up(&self.socket)
+                    && !matches!(self.seat.state.borrow().call, Current::None)
+                {
+                    return Err(End::Closed);
+                }
+                Ok(())
+            }
+            Ok(Received::Truncated(_)) => {
+                // To the closer; the drain alone would close them here.
+                fds.for_each(drop);
+                self.refuse_for_room();
+                Err(Hangup::DescriptorsLost.into())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tells a client whose descriptors found no room here why it is hung up on. What is left of the
+    /// order of its descriptors is lost with them, so nothing it has sent can be answered.
+    fn refuse_for_room(&self) {
+        let frame = no_room(self.daemon.borrow().places());
+        let no_fds: [OwnedFd; 0] = [];
+        // If it does not get even this, it still sees its connection close.
+        let _ = self.send(&frame.bytes, &no_fds);
+    }
+}
+
+/// The message to a client for whom there is no room in the process's table.
+pub(crate) fn no_room(places: usize) -> Frame<OwnedFd> {
+    let value = i64::try_from(places).unwrap_or(i64::MAX);
+    reply::write(Err(Refusal::LimitExceeded { limit: "descriptors".into(), value }), false)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}

@@ -1,0 +1,130 @@
+//! [`Door`]: admits connections, and turns away those for whom there is no room, telling them so.
+
+use std::{
+    cell::RefCell,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix,
+    },
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use fdstash_proto::{Frame, reply};
+use rustix::{
+    io::Errno,
+    net::{SendFlags, SocketFlags, accept_with},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::spawn_local,
+};
+
+use crate::{
+    connection::{Connection, Scratch, no_room},
+    peer,
+    reminder::Reminder,
+    run::Daemon,
+};
+
+/// How long to wait where the kernel cannot give a connection for a reason that will pass.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The listening socket, and what is needed to turn somebody away when no descriptor is left.
+pub(crate) struct Door {
+    listener: UnixListener,
+    daemon: Rc<RefCell<Daemon>>,
+    scratch: Rc<RefCell<Scratch>>,
+    /// Keeps one number free: given up, there is a place for the connection to be turned away on.
+    spare: Option<File>,
+    reminder: Reminder,
+}
+
+impl Door {
+    pub(crate) fn new(
+        listener: unix::net::UnixListener,
+        daemon: Rc<RefCell<Daemon>>,
+    ) -> Result<Self> {
+        listener.set_nonblocking(true).context("making the listening socket non-blocking")?;
+        let listener =
+            UnixListener::from_std(listener).context("waiting for the listening socket")?;
+        let scratch = Rc::new(RefCell::new(Scratch::new()));
+        let spare = Some(spare().context("opening /dev/null")?);
+        Ok(Self { listener, daemon, scratch, spare, reminder: Reminder::default() })
+    }
+
+    /// Admits connections for ever.
+    pub(crate) async fn admit(mut self) {
+        loop {
+            match self.listener.accept().await {
+                Ok((socket, _)) => self.welcome(socket),
+                Err(error) => {
+                    self.turn_away(&error);
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, socket: UnixStream) {
+        let who = match peer::who(&socket) {
+            Ok(who) => who,
+            Err(error) => {
+                tracing::warn!(%error, "hanging up on a peer whom the kernel does not know");
+                return;
+            }
+        };
+        let peer = who.peer;
+        let admitted = self.daemon.borrow_mut().connect(who);
+        match admitted {
+            Ok((id, seat)) => {
+                tracing::debug!(uid = peer.uid, pid = peer.pid, "connection admitted");
+                let (daemon, scratch) = (Rc::clone(&self.daemon), Rc::clone(&self.scratch));
+                spawn_local(Connection::new(id, socket, seat, daemon, scratch).run());
+            }
+            Err(refusal) => {
+                self.remind(&refusal.to_string());
+                refuse(&socket, &reply::write(Err(refusal), false));
+                if let Ok(socket) = socket.into_std() {
+                    self.daemon.borrow().closer().close(socket.into());
+                }
+            }
+        }
+    }
+
+    /// Deals with a failed accept: at the limit of descriptors the spare one is given up for as long
+    /// as it takes to tell the next in line.
+    fn turn_away(&mut self, error: &io::Error) {
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        if !matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
+            tracing::error!(%error, "accepting a connection failed, trying again");
+            return;
+        }
+        self.remind("no descriptors left");
+        drop(self.spare.take());
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        if let Ok(socket) = accept_with(&self.listener, flags) {
+            refuse(&socket, &no_room(self.daemon.borrow().places()));
+        }
+        self.spare = spare().ok();
+    }
+
+    fn remind(&mut self, reason: &str) {
+        if self.reminder.is_due() {
+            tracing::warn!(reason, "turning connections away");
+        }
+    }
+}
+
+/// Sends a last message, and does not wait: if the client does not get even this, it still sees its
+/// connection close.
+fn refuse(socket: impl AsFd, frame: &Frame<OwnedFd>) {
+    let _ = rustix::net::send(socket, &frame.bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+fn spare() -> io::Result<File> {
+    File::open("/dev/null")
+}

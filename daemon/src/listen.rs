@@ -1,0 +1,103 @@
+//! The listening socket at a path: one daemon for each, and none in the way of a dead one's.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::{
+    fs::{FlockOperation, Mode, flock},
+    io::Errno,
+    process::umask,
+};
+
+/// A listening socket that this daemon has made, and the lock that says so. Removes the socket's
+/// path when it is dropped.
+pub(crate) struct Place {
+    path: PathBuf,
+    /// Locked for as long as this daemon lives.
+    _lock: File,
+}
+
+/// Listens at a path, for everybody: who may do what is decided by credentials.
+///
+/// # Errors
+///
+/// If another daemon lives there, or the path cannot be used.
+pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        match DirBuilder::new().mode(0o755).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| {
+                    format!("making the folder {} for the socket", folder.display())
+                });
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let lock = lock(path)?;
+    remove_dead(path)?;
+    // So that the socket is never there with less than its mode.
+    let before = umask(Mode::from_raw_mode(0o111));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let listener = listener.with_context(|| format!("listening at {}", path.display()))?;
+    Ok((listener, Place { path: path.to_owned(), _lock: lock }))
+}
+
+/// Locks the place, so that of two daemons that start at a time one sees the other.
+fn lock(path: &Path) -> Result<File> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let lock = File::options().create(true).append(true).open(&beside);
+    let lock = lock.with_context(|| format!("opening {}", Path::new(&beside).display()))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => bail!(
+            "another fdstashd serves {}: stop it first, or choose another --socket",
+            path.display()
+        ),
+        Err(error) => {
+            Err(error).with_context(|| format!("locking {}", Path::new(&beside).display()))
+        }
+    }
+}
+
+fn remove_dead(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+        Ok(file) if !file.file_type().is_socket() => {
+            bail!("{} is there already and no socket: choose another --socket", path.display());
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!(path = %path.display(), "removing the socket of a daemon that is gone");
+            fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+        }
+        Ok(_) => bail!(
+            "somebody serves {} already: stop it first, or choose another --socket",
+            path.display()
+        ),
+        Err(error) => {
+            Err(error).with_context(|| format!("finding out who serves {}", path.display()))
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "removing the socket failed");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Opening files anew through `/proc/self/fd`: the very file, whatever its path is called today.
+//!
+//! Runs on the blocking pool, since an open may wait for a server that is dead. Everything that is
+//! opened is close-on-exec, is never truncated or created, and is proved to be the file that was
+//! meant before anybody gets it.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
+};
+
+use fdstash_proto::{Access, Flags, Kind};
+use fdstash_stash::{Inspected, OpenFailure, Opening, Rights, Who};
+use rustix::{
+    fs::{Mode, OFlags, fcntl_setfl, fstatfs, open},
+    io::Errno,
+    process::geteuid,
+    thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use crate::{
+    closer::Closer,
+    descriptor::Descriptor,
+    inspect::{DSYNC, identity, inspect, is_hung_up, look, proc_path},
+};
+
+/// Opens all of them, each as often as is asked for, or none.
+pub(crate) fn open_all(
+    openings: &[Opening<Descriptor>],
+    closer: &Closer,
+) -> Result<Vec<Vec<Inspected<Descriptor>>>, OpenFailure> {
+    let open_one = |(at, opening): (usize, &Opening<Descriptor>)| {
+        // What is only probed is opened too, and closed at once.
+        let opened = (0..opening.count.max(1)).map(|_| open_and_inspect(opening, closer));
+        let mut opened: Vec<_> =
+            opened.collect::<Result<_, Errno>>().map_err(|errno| failure(at, opening, errno))?;
+        opened.truncate(opening.count);
+        Ok(opened)
+    };
+    openings.iter().enumerate().map(open_one).collect()
+}
+
+fn open_and_inspect(
+    opening: &Opening<Descriptor>,
+    closer: &Closer,
+) -> Result<Inspected<Descriptor>, Errno> {
+    let fd = match &opening.rights {
+        Rights::Daemon => open_file(opening)?,
+        Rights::Peer(who) => open_as(who, opening)?,
+    };
+    inspect(Descriptor::new(fd, closer))
+}
+
+fn open_file(opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
+    let held = look(opening.fd.as_fd())?;
+    if opening.facts.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
+        return Err(Errno::OPNOTSUPP);
+    }
+    if opening.facts.kind == Kind::Regular
+        && opening.rights == Rights::Daemon
+        && goes_by_its_opener(opening.fd.as_fd())?
+    {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let wanted = to_oflags(opening.access, opening.flags);
+    // The open of a pipe's end would wait for the other one, and that of a terminal for its line.
+    let hurried = matches!(opening.facts.kind, Kind::Fifo | Kind::Character)
+        && opening.access != Access::Path
+        && !wanted.contains(OFlags::NONBLOCK);
+    let flags = if hurried { wanted | OFlags::NONBLOCK } else { wanted };
+    let fd = open(proc_path(opening.fd.as_fd()), flags, Mode::empty())?;
+    if identity(&look(fd.as_fd())?) != identity(&held) {
+        return Err(Errno::STALE);
+    }
+    // A terminal's next user takes it back from those before (vhangup), who shall not have it again.
+    // Asked after the open: what is hung up later is so for both.
+    if opening.facts.kind == Kind::Character && is_hung_up(opening.fd.as_fd()) {
+        return Err(Errno::IO);
+    }
+    if hurried {
+        fcntl_setfl(&fd, wanted)?;
+    }
+    Ok(fd)
+}
+
+/// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and
+/// then ends. Where the daemon is nobody special, it can be its own user and no other.
+fn open_as(who: &Who, opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
+    let peer = who.peer;
+    let own = geteuid();
+    if !own.is_root() && own.as_raw() == peer.uid {
+        return open_file(opening);
+    }
+    thread::scope(|scope| {
+        let opener = thread::Builder::new().spawn_scoped(scope, || {
+            let groups: Vec<Gid> = who.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            let (uid, gid) = (Uid::from_raw(peer.uid), Gid::from_raw(peer.gid));
+            set_thread_groups(&groups)?;
+            set_thread_res_gid(None, gid, None)?;
+            // Only the effective one: whoever has the real or the saved one may send the thread a
+            // signal, and so end the daemon.
+            set_thread_res_uid(None, uid, None)?;
+            open_file(opening)
+        });
+        opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or(Err(Errno::IO))
+    })
+}
+
+/// Whether opening a character device again gives the same object: it does for the memory devices,
+/// terminals and the ends of pseudo-terminals; a `/dev/ptmx`, `tun` or `kvm` opened again is a new
+/// one, and of most others nobody can tell.
+fn is_same_when_reopened(major: u32) -> bool {
+    matches!(major, 1 | 4 | 136..=143)
+}
+
+/// Whether a file is the kernel's own, and what it gives goes by who opens it and when: a kept
+/// `/proc/PID/mem` is of the program that ran then, and opened again by the daemon it is of whatever
+/// runs there now (`a_reopen_lends_no_power_over_other_processes`). Nobody needs those opened again.
+fn goes_by_its_opener(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    const MAGICS: [i64; 14] = [
+        0x9fa0,      // proc
+        0x6265_6572, // sysfs
+        0x0027_e0eb, // cgroup
+        0x6367_7270, // cgroup2
+        0x6462_6720, // debugfs
+        0x7472_6163, // tracefs
+        0x7363_6673, // securityfs
+        0xcafe_4a11, // bpf
+        0x6265_6570, // configfs
+        0xde5e_81e4, // efivarfs
+        0xf97c_ff8c, // selinuxfs
+        0x4341_5d53, // smackfs
+        0x0765_5821, // resctrl
+        0x4249_4e4d, // binfmt_misc
+    ];
+    let magic = fstatfs(fd)?.f_type as i64 & 0xffff_ffff;
+    Ok(MAGICS.contains(&magic))
+}
+
+fn to_oflags(access: Access, flags: Flags) -> OFlags {
+    let mode = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+        Access::ReadWrite => OFlags::RDWR,
+        Access::Path => return OFlags::PATH | OFlags::CLOEXEC,
+    };
+    [
+        (Flags::DIRECT, OFlags::DIRECT),
+        (Flags::SYNC, OFlags::SYNC),
+        (Flags::DSYNC, DSYNC),
+        (Flags::APPEND, OFlags::APPEND),
+        (Flags::NONBLOCK, OFlags::NONBLOCK),
+        (Flags::NOATIME, OFlags::NOATIME),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.contains(*flag))
+    .fold(mode | OFlags::CLOEXEC | OFlags::NOCTTY, |all, (_, oflag)| all | oflag)
+}
+
+fn failure(at: usize, opening: &Opening<Descriptor>, errno: Errno) -> OpenFailure {
+    let number = errno.raw_os_error();
+    let meaning = std::io::Error::from(errno).to_string();
+    let meaning = meaning.split(" (os error").next().unwrap_or_default().to_lowercase();
+    let kind = opening.facts.kind.as_str();
+    let message = match (errno, &opening.rights) {
+        (Errno::OPNOTSUPP, _) if opening.facts.kind == Kind::Regular => {
+            "what this file of the kernel gives goes by who opens it".to_owned()
+        }
+        (Errno::OPNOTSUPP, _) if opening.facts.kind == Kind::Character => {
+            "opening this device again would make another one".to_owned()
+        }
+        (Errno::NXIO, _) => format!("a {kind} of this sort cannot be opened again, only shared"),
+        (Errno::STALE, _) => "what was opened is not the file that is kept".to_owned(),
+        (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
+        (Errno::PERM | Errno::ACCESS, Rights::Peer(who)) => {
+            format!("{meaning} with the rights of uid {}", who.peer.uid)
+        }
+        (Errno::INVAL, _) if opening.flags.contains(Flags::DIRECT) => {
+            format!("{meaning}; what it is on may not do O_DIRECT")
+        }
+        (_, _) => meaning,
+    };
+    OpenFailure { at, errno: number, errno_name: name(errno), message }
+}
+
+/// The names of what an open can fail with.
+fn name(errno: Errno) -> String {
+    let known = match errno {
+        Errno::ACCESS => "EACCES",
+        Errno::AGAIN => "EAGAIN",
+        Errno::BADF => "EBADF",
+        Errno::BUSY => "EBUSY",
+        Errno::DQUOT => "EDQUOT",
+        Errno::EXIST => "EEXIST",
+        Errno::FBIG => "EFBIG",
+        Errno::HOSTDOWN => "EHOSTDOWN",
+        Errno::INTR => "EINTR",
+        Errno::INVAL => "EINVAL",
+        Errno::IO => "EIO",
+        Errno::ISDIR => "EISDIR",
+        Errno::LOOP => "ELOOP",
+        Errno::MFILE => "EMFILE",
+        Errno::NFILE => "ENFILE",
+        Errno::NODEV => "ENODEV",
+        Errno::NOENT => "ENOENT",
+        Errno::NOMEM => "ENOMEM",
+        Errno::NOSPC => "ENOSPC",
+        Errno::NOTCONN => "ENOTCONN",
+        Errno::NOTDIR => "ENOTDIR",
+        Errno::NXIO => "ENXIO",
+        Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::OVERFLOW => "EOVERFLOW",
+        Errno::PERM => "EPERM",
+        Errno::ROFS => "EROFS",
+        Errno::STALE => "ESTALE",
+        Errno::TIMEDOUT => "ETIMEDOUT",
+        Errno::TXTBSY => "ETXTBSY",
+        _ => return format!("errno {}", errno.raw_os_error()),
+    };
+    known.to_owned()
+}

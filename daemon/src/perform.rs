@@ -1,0 +1,75 @@
+//! Effects carried out, from first to last, without knowing why.
+
+use std::sync::Arc;
+
+use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
+use fdstash_stash::{ConnectionId, Effect, Effects, Opening};
+
+use crate::{
+    descriptor::Descriptor,
+    open::open_all,
+    run::{Daemon, Input, with_drift},
+    seat::Answered,
+};
+
+impl Daemon {
+    pub(crate) fn perform(&mut self, effects: Effects<Descriptor>) {
+        for effect in effects {
+            match effect {
+                // Nothing outlives this process yet, as the statistics tell.
+                Effect::Record(_) => {}
+                Effect::Answer { to, outcome, confirm } => self.answer(to, outcome, confirm),
+                Effect::List { to, pattern } => {
+                    let Some(seat) = self.seats.get(&to) else { continue };
+                    let all = pattern.clone();
+                    seat.list(pattern, || self.list(to, &all, None, usize::MAX).0);
+                }
+                Effect::Open { by, openings } => self.open(by, openings),
+                Effect::Poll(id, fd) => self.hangups.add(id, &fd),
+                Effect::Unpoll(_, fd) => self.hangups.remove(&fd),
+                // Whoever drops the last one hands it to the closer.
+                Effect::Close(fds) => drop(fds),
+                Effect::Tell { to, change, entry, fd } => self.tell(&to, change, *entry, &fd),
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        to: ConnectionId,
+        outcome: Result<Reply<Arc<Descriptor>>, Refusal>,
+        confirm: bool,
+    ) {
+        let Some(seat) = self.seats.get(&to) else { return };
+        if let Err(refusal) = &outcome {
+            let peer = seat.who.peer;
+            tracing::debug!(uid = peer.uid, pid = peer.pid, %refusal, "call refused");
+            if matches!(refusal, Refusal::LimitExceeded { .. }) && self.reminder.is_due() {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, %refusal, "refusing for lack of room");
+            }
+        }
+        if seat.answer(outcome, confirm) == Answered::Unsent && confirm {
+            self.pending.push_back(Input::Unsent(to));
+        }
+    }
+
+    /// Opens on the blocking pool; what comes of it comes back as an input.
+    fn open(&self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
+        let (inputs, closer) = (self.inputs.clone(), self.closer().clone());
+        tokio::task::spawn_blocking(move || {
+            let outcome = open_all(&openings, &closer);
+            // Fails only when the daemon ends, and everything with it.
+            let _ = inputs.send(Input::Opened(by, outcome));
+        });
+    }
+
+    /// Tells watchers of a change, in a message that is written once.
+    fn tell(&self, to: &[ConnectionId], change: Change, entry: Entry, fd: &Descriptor) {
+        let entry = Box::new(with_drift(entry, fd));
+        let notice = Notice::Changed { change, entry };
+        let message = reply::write::<Arc<Descriptor>>(Ok(Reply::Notice(notice)), true).bytes;
+        for seat in to.iter().filter_map(|id| self.seats.get(id)) {
+            seat.tell(&message);
+        }
+    }
+}

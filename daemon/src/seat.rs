@@ -1,0 +1,193 @@
+//! [`Seat`]: what the event loop and a connection's task share of a connection.
+
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+    sync::Arc,
+};
+
+use fdstash_proto::{Entry, Frame, Mode, Name, Notice, Outbox, Pattern, Refusal, Reply, reply};
+use fdstash_stash::Who;
+use tokio::sync::Notify;
+
+use crate::descriptor::Descriptor;
+
+/// With so many bytes yet to leave, changes are counted for a watcher and no longer told.
+const TOO_MUCH_TO_TELL: usize = 1 << 20;
+
+/// The longest single message that a client can be expected to read, as sd-varlink's do.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// With so many bytes of labels a part of a List is complete, however few entries it has.
+const MUCH_TO_LIST: usize = 256 << 10;
+
+/// What the event loop and a connection's task share of it. Owns what waits to be sent.
+pub(crate) struct Seat {
+    pub(crate) who: Who,
+    pub(crate) state: RefCell<State>,
+    /// Wakes the task, when something else than its socket has news for it.
+    news: Notify,
+    /// The task is at work, and sees the news anyway.
+    awake: Cell<bool>,
+}
+
+pub(crate) struct State {
+    pub(crate) outbox: Outbox<Arc<Descriptor>, Left>,
+    pub(crate) call: Current,
+    /// How many descriptors are in the outbox.
+    pub(crate) fds: usize,
+    /// Whether the connection is to close, as soon as its answers have left.
+    pub(crate) closing: bool,
+    /// Changes that a watcher was not told of.
+    lost: u64,
+}
+
+/// What the stash wants to know when an answer has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    Confirm,
+}
+
+/// The call that a connection is at.
+pub(crate) enum Current {
+    None,
+    /// It waits for its answer.
+    Waiting(Mode),
+    /// Its answer is a list in parts, after this name.
+    Listing(Pattern, Option<Name>),
+    /// Its answer is to be confirmed when it has left.
+    Leaving,
+    /// It has been answered, and will be again for every change.
+    Watching,
+}
+
+impl Seat {
+    pub(crate) fn new(who: Who) -> Self {
+        let outbox = Outbox::new();
+        let state = State { outbox, call: Current::None, fds: 0, closing: false, lost: 0 };
+        Self { who, state: RefCell::new(state), news: Notify::new(), awake: Cell::new(false) }
+    }
+
+    /// Answers the connection's call. Whether what is handed out will not leave, because the call
+    /// wanted no answer.
+    pub(crate) fn answer(
+        &self,
+        outcome: Result<Reply<Arc<Descriptor>>, Refusal>,
+        confirm: bool,
+    ) -> Answered {
+        let mut state = self.state.borrow_mut();
+        let Current::Waiting(mode) = state.call else { return Answered::Unsent };
+        state.call = Current::None;
+        if mode == Mode::Oneway {
+            // What was sent behind it can begin now.
+            self.wake();
+            return Answered::Unsent;
+        }
+        let continues = matches!(outcome, Ok(Reply::Notice(_)));
+        if continues {
+            state.call = Current::Watching;
+        }
+        if confirm {
+            state.call = Current::Leaving;
+        }
+        let left = if confirm { Left::Confirm } else { Left::Nothing };
+        let frame = reply::write(outcome, continues);
+        state.fds += frame.fds.len();
+        state.outbox.push(frame, left);
+        self.wake();
+        Answered::Sending
+    }
+
+    /// Begins to answer the connection's List.
+    pub(crate) fn list(&self, pattern: Pattern, one: impl FnOnce() -> Vec<Entry>) {
+        let mut state = self.state.borrow_mut();
+        let Current::Waiting(mode) = state.call else { return };
+        state.call = match mode {
+            Mode::More => Current::Listing(pattern, None),
+            Mode::Oneway => Current::None,
+            Mode::Once => {
+                let frame = whole_list(one());
+                state.outbox.push(frame, Left::Nothing);
+                Current::None
+            }
+        };
+        self.wake();
+    }
+
+    /// Sends a watcher a message about a change, if it is not too far behind.
+    pub(crate) fn tell(&self, message: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if !matches!(state.call, Current::Watching) {
+            return;
+        }
+        if state.lost > 0 || state.outbox.len() + message.len() > TOO_MUCH_TO_TELL {
+            state.lost += 1;
+        } else {
+            let frame = Frame { bytes: message.to_vec(), fds: Vec::new() };
+            state.outbox.push(frame, Left::Nothing);
+        }
+        self.wake();
+    }
+
+    /// Waits for news from elsewhere than the socket.
+    pub(crate) async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// Says whether the task is at work, so that it needs no waking.
+    pub(crate) fn set_awake(&self, awake: bool) {
+        self.awake.set(awake);
+    }
+
+    fn wake(&self) {
+        if !self.awake.get() {
+            self.news.notify_one();
+        }
+    }
+
+    /// Closes the connection when its answers have left.
+    pub(crate) fn close_soon(&self) {
+        self.state.borrow_mut().closing = true;
+        self.wake();
+    }
+
+    /// Tells a watcher that has caught up how much it has missed.
+    pub(crate) fn tell_lost(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.lost > 0 && state.outbox.is_empty() {
+            let notice = Notice::Lost(mem::take(&mut state.lost));
+            let frame = reply::write(Ok(Reply::Notice(notice)), true);
+            state.outbox.push(frame, Left::Nothing);
+        }
+    }
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// It is on its way.
+    Sending,
+    /// Nobody gets it.
+    Unsent,
+}
+
+/// How many of these entries make a part of a List that is not too long; at least one.
+pub(crate) fn fitting(entries: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let fitting = entries.iter().take_while(|entry| {
+        let before = bytes;
+        bytes += entry.labels.iter().map(|(key, note)| key.len() + note.len()).sum::<usize>();
+        before < MUCH_TO_LIST
+    });
+    fitting.count()
+}
+
+fn whole_list(entries: Vec<Entry>) -> Frame<Arc<Descriptor>> {
+    let frame = reply::write(Ok(Reply::Listed(entries)), false);
+    if frame.bytes.len() <= MAX_ANSWER {
+        return frame;
+    }
+    let value = i64::try_from(MAX_ANSWER).unwrap_or(i64::MAX);
+    reply::write(Err(Refusal::LimitExceeded { limit: "bytesPerReply".into(), value }), false)
+}

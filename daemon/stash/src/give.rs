@@ -1,0 +1,206 @@
+//! Give: finding everything that stands against it, and keeping what was given.
+
+use std::sync::Arc;
+
+use fdstash_proto::{Change, Clash, Gift, Kind, Name, Peer, Refusal, Reply};
+
+use crate::{
+    ConnectionId, Details, Effects, Facts, Inspected, Kept, Limits, Now, Opening, Stash, Verb,
+    entry::{Expiry, Then},
+    opening::Purpose,
+    reopen,
+    stash::{Client, close_all, limit_exceeded},
+};
+
+/// A gift that nothing stands against but the opening of its file.
+pub(crate) struct Accepted<F> {
+    pub(crate) gift: Gift<Inspected<Arc<F>>>,
+    /// Whether an entry of the name makes room for it.
+    pub(crate) replaces: bool,
+    /// Whether the name was not held before the call.
+    pub(crate) newly_held: bool,
+    /// Which of the opened files is to be kept in the place of the one that came.
+    pub(crate) fresh_at: Option<usize>,
+}
+
+/// What a Give needs that nothing stands against.
+struct Checked<F> {
+    /// What must be opened.
+    openings: Vec<Opening<F>>,
+    /// For each gift, which of that is to be kept in its place.
+    fresh: Vec<Option<usize>>,
+    /// For how many descriptors room is needed.
+    room: usize,
+}
+
+impl<F> Stash<F> {
+    pub(crate) fn give(
+        &mut self,
+        by: ConnectionId,
+        gifts: Vec<Gift<Inspected<F>>>,
+        clash: Clash,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let gifts: Vec<_> = gifts.into_iter().map(|gift| gift.map(Inspected::shared)).collect();
+        let Checked { openings, fresh, room } = match self.check_gifts(by, &gifts, clash) {
+            Ok(checked) => checked,
+            Err(refusal) => {
+                let unwanted = gifts.into_iter().map(|gift| gift.fd.fd).collect();
+                return self.refuse(by, refusal, unwanted, effects);
+            }
+        };
+        let accepted: Vec<_> = gifts
+            .into_iter()
+            .zip(fresh)
+            .map(|(gift, fresh_at)| Accepted {
+                replaces: self.view(by, &gift.name).is_some(),
+                newly_held: self.hold(by, &gift.name),
+                gift,
+                fresh_at,
+            })
+            .collect();
+        if openings.is_empty() {
+            self.keep_gifts(by, accepted, Vec::new(), now, effects);
+        } else {
+            self.open(by, openings, Purpose::Give(accepted), room, effects);
+        }
+    }
+
+    /// Finds everything that could stand against a Give.
+    fn check_gifts(
+        &self,
+        by: ConnectionId,
+        gifts: &[Gift<Inspected<Arc<F>>>],
+        clash: Clash,
+    ) -> Result<Checked<F>, Refusal> {
+        let client = self.client(by)?;
+        let (mut openings, mut fresh) = (Vec::new(), Vec::new());
+        for (at, gift) in gifts.iter().enumerate() {
+            let Inspected { fd, facts } = &gift.fd;
+            if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
+                if clash == Clash::Refuse {
+                    return Err(Refusal::AlreadyExists { name: gift.name.as_str().to_owned() });
+                }
+                self.allowed(client, Verb::Give, old)?;
+            }
+            if gift.fresh && !matches!(facts.kind, Kind::Regular | Kind::Block) {
+                let parameter = format!("entries[{at}].fresh");
+                return Err(Refusal::InvalidParameter { parameter });
+            }
+            if let Some(wanted) = gift.may_reopen {
+                openings.extend(reopen::probe(&client.who, &gift.name, fd, facts, wanted)?);
+            }
+            fresh.push(gift.fresh.then_some(openings.len()));
+            if gift.fresh {
+                openings.push(reopen::again(&gift.name, fd, facts, 1));
+            }
+        }
+        let new_names = gifts.iter().filter(|gift| !self.slots.contains_key(&gift.name)).count();
+        let room = gifts.iter().filter(|gift| self.adds(client, by, &gift.name)).count();
+        self.check_room(room, new_names)?;
+        Ok(Checked { openings, fresh, room })
+    }
+
+    /// Whether a descriptor that a connection stages under a name comes to those that are there
+    /// already: outside a transaction what was kept makes room for it; and in one only what this
+    /// has staged itself, since what is kept stays until Commit.
+    pub(crate) fn adds(&self, client: &Client<F>, by: ConnectionId, name: &Name) -> bool {
+        let slot = self.slots.get(name);
+        if client.in_transaction {
+            !slot.is_some_and(|slot| slot.has_staged(by))
+        } else {
+            slot.is_none_or(|slot| slot.kept.is_none())
+        }
+    }
+
+    /// Whether there is room for so many more descriptors, under so many more names. A name that is
+    /// held counts also where nothing is left under it, or a transaction could grow without end; what
+    /// it stages in the place of another is no further entry, but takes a place.
+    pub(crate) fn check_room(&self, descriptors: usize, names: usize) -> Result<(), Refusal> {
+        let Limits { entries, places, .. } = self.limits;
+        if self.slots.len() + names > entries {
+            return Err(limit_exceeded("entries", entries));
+        }
+        if self.counts.held + descriptors + self.clients.len() > places {
+            return Err(limit_exceeded("descriptors", places));
+        }
+        Ok(())
+    }
+
+    /// The rest of a Give, which cannot fail.
+    pub(crate) fn keep_gifts(
+        &mut self,
+        by: ConnectionId,
+        accepted: Vec<Accepted<F>>,
+        mut files: Vec<Vec<Inspected<Arc<F>>>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let mut replaced = Vec::new();
+        let mut names = Vec::with_capacity(accepted.len());
+        let mut unwanted = Vec::new();
+        for Accepted { gift, replaces, fresh_at, .. } in accepted {
+            let name = gift.name.clone();
+            let fresh = fresh_at.and_then(|at| files.get_mut(at)).and_then(Vec::pop);
+            let kept = self.entry_of(by, gift, fresh, now, &mut unwanted);
+            let change = if replaces { Change::Replaced } else { Change::Given };
+            self.stage(by, &name, Then::New(kept, change), effects);
+            if replaces {
+                replaced.push(name.clone());
+            }
+            names.push(name);
+        }
+        self.finish(by, names, Reply::Given { replaced }, now, effects);
+        close_all(unwanted, effects);
+    }
+
+    fn entry_of(
+        &mut self,
+        by: ConnectionId,
+        gift: Gift<Inspected<Arc<F>>>,
+        fresh: Option<Inspected<Arc<F>>>,
+        now: Now,
+        unwanted: &mut Vec<Arc<F>>,
+    ) -> Kept<F> {
+        let Inspected { fd, facts } = match fresh {
+            Some(fresh) => {
+                unwanted.push(gift.fd.fd);
+                // The way to the file is the one that the giver had.
+                let facts = Facts { target: gift.fd.facts.target, ..fresh.facts };
+                Inspected { fd: fresh.fd, facts }
+            }
+            None => gift.fd,
+        };
+        let expiry = gift.expire_usec.map(|after_usec| Expiry {
+            after_usec,
+            boot_usec: now.boot_usec.saturating_add(after_usec),
+        });
+        let giver = self.clients.get(&by).map(|client| client.who.peer);
+        let details = Details {
+            id: self.next_entry(),
+            name: gift.name,
+            may_reopen: gift.may_reopen.unwrap_or(facts.access),
+            facts,
+            giver: giver.unwrap_or(NOBODY),
+            given_at_usec: now.wall_usec,
+            expiry,
+            ephemeral_of: gift.ephemeral.then_some(by),
+            close_on_hangup: gift.close_on_hangup,
+            share: gift.share,
+            labels: gift.labels,
+            revision: 0,
+        };
+        Kept { fd, details: Arc::new(details) }
+    }
+}
+
+impl<F> Accepted<F> {
+    pub(crate) fn is_probed(&self) -> bool {
+        self.gift.may_reopen.is_some_and(|wanted| !self.gift.fd.facts.access.covers(wanted))
+    }
+}
+
+/// Stands where a connection has gone between its call and its entry, which the types cannot say
+/// does not happen.
+const NOBODY: Peer = Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 };

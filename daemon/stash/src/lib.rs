@@ -1,0 +1,35 @@
+//! The stash: which descriptors are kept under which names, and what every call does to them.
+//!
+//! A synchronous value without I/O, clock, log or randomness. It takes a call, and answers with the
+//! [`Effect`]s to carry out, in the order in which they must happen; a crash is a cut in that list.
+//! It is generic over what it holds and asks nothing of it: it can hold, lend and give back, and by
+//! construction nothing else. The daemon runs it over real descriptors, the tests over tokens that
+//! count their drops.
+//!
+//! What always holds:
+//!
+//! - All that can fail comes before all that changes: a refused call leaves everything as it was.
+//! - One call, one record: half a call cannot be replayed.
+//! - A name is held by at most one connection; what a hold has staged, nobody else sees.
+//! - What is closed has left the stash, and the record that says so stands before it.
+#![forbid(unsafe_code)]
+
+mod effect;
+mod entry;
+mod facts;
+mod give;
+mod lookup;
+mod opening;
+mod policy;
+mod reopen;
+mod stash;
+mod take;
+mod transaction;
+
+pub use effect::{Effect, Effects, Record};
+pub use entry::{Details, EntryId, Kept};
+pub use facts::{Facts, Inspected, Now};
+pub use lookup::Listed;
+pub use policy::{Verb, Verdict, Who, judge};
+pub use reopen::{OpenFailure, Opening, Rights};
+pub use stash::{ConnectionId, Limits, Stash};

@@ -1,0 +1,132 @@
+//! What a connection finds under a name: what it may see, if it may do so, and if no other holds it.
+
+use std::{ops::Bound, sync::Arc};
+
+use fdstash_proto::{Entry, Name, Pattern, Peer, Refusal};
+
+use crate::{ConnectionId, Kept, Stash, Verb, Verdict, entry::Slot, judge, reopen, stash::Client};
+
+/// An entry for a List, and its descriptor, lent, to see which flags have drifted.
+#[derive(Debug)]
+pub struct Listed<F> {
+    /// The entry.
+    pub entry: Entry,
+    /// Its descriptor.
+    pub fd: Arc<F>,
+}
+
+impl<F> Stash<F> {
+    /// The next entries that a connection may know of, in the order of their names, at most `most`,
+    /// and after which name to go on, if there may be more.
+    #[must_use]
+    pub fn list(
+        &self,
+        by: ConnectionId,
+        pattern: &Pattern,
+        after: Option<&Name>,
+        most: usize,
+    ) -> (Vec<Listed<F>>, Option<Name>) {
+        let Some(client) = self.clients.get(&by) else { return (Vec::new(), None) };
+        let prefix = pattern.prefix();
+        let from = match after {
+            Some(name) => Bound::Excluded(name.as_str()),
+            None => Bound::Included(prefix),
+        };
+        let mut listed = Vec::new();
+        let matching = self
+            .slots
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(name, _)| name.as_str().starts_with(prefix))
+            .filter(|(name, _)| pattern.matches(name));
+        for (name, slot) in matching {
+            let Some(kept) = slot.view(by) else { continue };
+            if judge(&client.who, Verb::List, &kept.details) != Verdict::Allowed {
+                continue;
+            }
+            let entry = kept.details.show(self.holder(slot));
+            listed.push(Listed { entry, fd: Arc::clone(&kept.fd) });
+            if listed.len() == most {
+                return (listed, Some(name.clone()));
+            }
+        }
+        (listed, None)
+    }
+
+    /// Who a connection is.
+    pub(crate) fn client(&self, by: ConnectionId) -> Result<&Client<F>, Refusal> {
+        self.clients.get(&by).ok_or(Refusal::PermissionDenied)
+    }
+
+    /// What a connection sees under a name, if it is there, it may do this to it, and no other
+    /// connection holds it.
+    pub(crate) fn existing(
+        &self,
+        by: ConnectionId,
+        name: &Name,
+        verb: Verb,
+    ) -> Result<&Kept<F>, Refusal> {
+        let client = self.client(by)?;
+        let kept = self.find(by, name, verb)?.ok_or_else(|| not_found(name))?;
+        self.allowed(client, verb, kept)?;
+        Ok(kept)
+    }
+
+    /// What a connection sees under a name that no other connection holds.
+    pub(crate) fn find(
+        &self,
+        by: ConnectionId,
+        name: &Name,
+        verb: Verb,
+    ) -> Result<Option<&Kept<F>>, Refusal> {
+        let Some(slot) = self.slots.get(name) else { return Ok(None) };
+        if slot.held_by().is_none_or(|holder| holder == by) {
+            return Ok(slot.view(by));
+        }
+        match self.holder(slot) {
+            Some(held_by) if self.knows_of(by, slot, held_by)? => {
+                Err(Refusal::Busy { name: name.as_str().to_owned(), held_by })
+            }
+            Some(_) | None if verb == Verb::Give => Err(reopen::denied(name, verb)),
+            Some(_) | None => Err(not_found(name)),
+        }
+    }
+
+    /// Whether a connection may know of a name that another holds. Where nothing is kept or staged,
+    /// since what shall be kept is not open yet or has gone again, its holder's user knows.
+    fn knows_of(&self, by: ConnectionId, slot: &Slot<F>, held_by: Peer) -> Result<bool, Refusal> {
+        let who = &self.client(by)?.who;
+        let is_known = |kept: &Kept<F>| judge(who, Verb::List, &kept.details) != Verdict::Hidden;
+        if slot.all().next().is_none() {
+            return Ok(who.peer.uid == 0 || who.peer.uid == held_by.uid);
+        }
+        Ok(slot.all().any(is_known))
+    }
+
+    pub(crate) fn allowed(
+        &self,
+        client: &Client<F>,
+        verb: Verb,
+        kept: &Kept<F>,
+    ) -> Result<(), Refusal> {
+        match judge(&client.who, verb, &kept.details) {
+            Verdict::Allowed => Ok(()),
+            // A name that is taken cannot be given; that much its next giver must be told.
+            Verdict::Hidden if verb == Verb::Give => Err(reopen::denied(&kept.details.name, verb)),
+            Verdict::Hidden => Err(not_found(&kept.details.name)),
+            Verdict::Denied => Err(reopen::denied(&kept.details.name, verb)),
+        }
+    }
+
+    pub(crate) fn view(&self, by: ConnectionId, name: &Name) -> Option<&Kept<F>> {
+        self.slots.get(name)?.view(by)
+    }
+
+    pub(crate) fn holder(&self, slot: &Slot<F>) -> Option<Peer> {
+        let client = self.clients.get(&slot.held_by()?)?;
+        Some(client.who.peer)
+    }
+}
+
+fn not_found(name: &Name) -> Refusal {
+    Refusal::NotFound { name: name.as_str().to_owned() }
+}

@@ -1,0 +1,192 @@
+//! Calls whose files must be opened before they can go on: Reopen, and what is fresh. While they wait,
+//! the names are held; if one of the files cannot be opened, nothing has happened.
+
+use std::sync::Arc;
+
+use fdstash_proto::{Change, Handed, Name, Refusal, Reopening, Reply};
+
+use crate::{
+    ConnectionId, Details, Effect, Effects, Facts, Inspected, Kept, Now, OpenFailure, Opening,
+    Stash, Verb,
+    entry::Then,
+    give::Accepted,
+    reopen,
+    stash::{Unfinished, answer},
+};
+
+/// What files are opened for.
+pub(crate) enum Purpose<F> {
+    /// Gifts that are fresh, or may be reopened with more access than they have.
+    Give(Vec<Accepted<F>>),
+    /// Copies with an open file description of their own, of names of which the second list was not
+    /// held before.
+    Copy(Vec<Name>, Vec<Name>),
+    /// A Reopen, of names of which the second list was not held before.
+    Reopen(Vec<Name>, Vec<Name>),
+}
+
+impl<F> Stash<F> {
+    /// Has files opened for a call, and keeps room for those of them that it will stage.
+    pub(crate) fn open(
+        &mut self,
+        by: ConnectionId,
+        openings: Vec<Opening<F>>,
+        purpose: Purpose<F>,
+        room: usize,
+        effects: &mut Effects<F>,
+    ) {
+        self.counts.held += room;
+        self.wait_for(by, Unfinished::Opening(purpose, room));
+        effects.push(Effect::Open { by, openings });
+    }
+
+    /// What files are being opened for, for a connection, and the place reserved for them is free.
+    pub(crate) fn opening(&mut self, by: ConnectionId) -> Option<Purpose<F>> {
+        match self
+            .clients
+            .get_mut(&by)?
+            .unfinished
+            .take_if(|is| matches!(is, Unfinished::Opening(..)))
+        {
+            Some(Unfinished::Opening(purpose, room)) => {
+                self.counts.held -= room;
+                Some(purpose)
+            }
+            Some(Unfinished::Leaving(_) | Unfinished::Waiting(_)) | None => None,
+        }
+    }
+
+    pub(crate) fn reopen(
+        &mut self,
+        by: ConnectionId,
+        reopenings: &[Reopening],
+        effects: &mut Effects<F>,
+    ) {
+        let (openings, room) = match self.plan(by, reopenings) {
+            Ok(planned) => planned,
+            Err(refusal) => return self.refuse(by, refusal, Vec::new(), effects),
+        };
+        if openings.is_empty() {
+            return answer(by, Ok(Reply::Handed(Vec::new())), effects);
+        }
+        let names: Vec<Name> = openings.iter().map(|opening| opening.name.clone()).collect();
+        let newly = names.iter().filter(|name| self.hold(by, name)).cloned().collect();
+        self.open(by, openings, Purpose::Reopen(names, newly), room, effects);
+    }
+
+    /// What is to be opened for a Reopen, and for how many of that room is needed.
+    fn plan(
+        &self,
+        by: ConnectionId,
+        reopenings: &[Reopening],
+    ) -> Result<(Vec<Opening<F>>, usize), Refusal> {
+        let client = self.client(by)?;
+        let plan_one = |wanted: &Reopening| {
+            let Kept { fd, details } = self.existing(by, &wanted.name, Verb::Reopen)?;
+            if wanted.path.is_some() {
+                self.existing(by, &wanted.name, Verb::ReopenByPath)?;
+            }
+            reopen::plan(&client.who, details, fd, wanted)
+        };
+        let openings = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
+        let room = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
+        self.check_room(room, 0)?;
+        Ok((openings, room))
+    }
+
+    /// Goes on with a call whose files are open.
+    pub(crate) fn go_on(
+        &mut self,
+        by: ConnectionId,
+        purpose: Purpose<F>,
+        files: Vec<Vec<Inspected<Arc<F>>>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        match purpose {
+            Purpose::Give(accepted) => self.keep_gifts(by, accepted, files, now, effects),
+            Purpose::Copy(names, _) => {
+                self.counts.copied += names.len() as u64;
+                let copies = files.into_iter().flatten().map(|file| file.fd);
+                let handed = names.into_iter().zip(copies).map(|(name, fd)| Handed { name, fd });
+                answer(by, Ok(Reply::Handed(handed.collect())), effects);
+            }
+            Purpose::Reopen(names, _) => {
+                let mut handed = Vec::with_capacity(names.len());
+                for (name, mut copies) in names.iter().zip(files) {
+                    let (Some(lent), Some(kept)) = (copies.pop(), copies.pop()) else { continue };
+                    let Some(kept) = self.successor(by, name, kept) else { continue };
+                    self.stage(by, name, Then::New(kept, Change::Reopened), effects);
+                    handed.push(Handed { name: name.clone(), fd: lent.fd });
+                }
+                self.finish(by, names, Reply::Handed(handed), now, effects);
+            }
+        }
+    }
+
+    /// Ends a call whose files could not be opened: all is as it was.
+    pub(crate) fn give_up(
+        &mut self,
+        by: ConnectionId,
+        purpose: Purpose<F>,
+        failure: OpenFailure,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let (name, newly, unwanted) = match purpose {
+            Purpose::Give(accepted) => {
+                let opened = |accepted: &Accepted<F>| {
+                    usize::from(accepted.fresh_at.is_some()) + usize::from(accepted.is_probed())
+                };
+                let mut at = failure.at;
+                let culprit = accepted.iter().find(|accepted| {
+                    let is_it = at < opened(accepted);
+                    at = at.saturating_sub(opened(accepted));
+                    is_it
+                });
+                let name = culprit.map(|accepted| accepted.gift.name.clone());
+                let newly = accepted.iter().filter(|accepted| accepted.newly_held);
+                let newly = newly.map(|accepted| accepted.gift.name.clone()).collect();
+                let unwanted = accepted.into_iter().map(|accepted| accepted.gift.fd.fd);
+                (name, newly, unwanted.collect())
+            }
+            Purpose::Copy(names, newly) | Purpose::Reopen(names, newly) => {
+                (names.into_iter().nth(failure.at), newly, Vec::new())
+            }
+        };
+        let refusal = Refusal::ReopenFailed {
+            name: name.map_or_else(String::new, |name| name.as_str().to_owned()),
+            errno: failure.errno,
+            errno_name: failure.errno_name,
+            message: failure.message,
+        };
+        self.refuse(by, refusal, unwanted, effects);
+        self.release(by, newly, effects, now);
+    }
+
+    /// What an entry becomes by a Reopen: all stays but the descriptor and what it can do.
+    fn successor(
+        &mut self,
+        by: ConnectionId,
+        name: &Name,
+        opened: Inspected<Arc<F>>,
+    ) -> Option<Kept<F>> {
+        let id = self.next_entry();
+        let old = &self.view(by, name)?.details;
+        let facts = Facts { target: old.facts.target.clone(), ..opened.facts };
+        let details = Details { id, facts, ..Details::clone(old) };
+        Some(Kept { fd: opened.fd, details: Arc::new(details) })
+    }
+}
+
+impl<F> Purpose<F> {
+    /// The descriptors that came with the call.
+    pub(crate) fn into_fds(self) -> Vec<Arc<F>> {
+        match self {
+            Self::Give(accepted) => {
+                accepted.into_iter().map(|accepted| accepted.gift.fd.fd).collect()
+            }
+            Self::Copy(..) | Self::Reopen(..) => Vec::new(),
+        }
+    }
+}

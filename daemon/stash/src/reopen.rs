@@ -1,0 +1,298 @@
+//! What a Reopen opens, and with whose rights: never more than the giver allowed.
+
+use std::sync::Arc;
+
+use fdstash_proto::{Access, Flags, Kind, Name, Refusal, Reopening};
+
+use crate::{Details, Facts, Verb, Who};
+
+/// One file to open anew, of which `fd` is lent.
+#[derive(Debug, Clone)]
+pub struct Opening<F> {
+    /// The entry it is for.
+    pub name: Name,
+    /// The descriptor whose very file is to be opened.
+    pub fd: Arc<F>,
+    /// What the file is known to be: what was opened must be the same device and inode.
+    pub facts: Facts,
+    /// For which access.
+    pub access: Access,
+    /// With which flags.
+    pub flags: Flags,
+    /// With whose rights.
+    pub rights: Rights,
+    /// How many open file descriptions of it are wanted. None: only that it can be opened so.
+    pub count: usize,
+}
+
+/// With whose rights a file is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rights {
+    /// The daemon's own: it gives no more than the kept descriptor gives already.
+    Daemon,
+    /// The asking peer's, so that the daemon lends nobody its power.
+    Peer(Who),
+}
+
+/// Why one of several files could not be opened; none of them is open then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenFailure {
+    /// Which of them, counted from 0.
+    pub at: usize,
+    /// The errno.
+    pub errno: i32,
+    /// Its name.
+    pub errno_name: String,
+    /// What it means here.
+    pub message: String,
+}
+
+/// How an entry's file is opened for a Reopen: twice, so that what is kept is lent to nobody.
+///
+/// # Errors
+///
+/// AccessDenied for more access than the giver allows; of a pipe, for its other end, since that
+/// would be another thing than the one given.
+pub(crate) fn plan<F>(
+    who: &Who,
+    entry: &Details,
+    fd: &Arc<F>,
+    wanted: &Reopening,
+) -> Result<Opening<F>, Refusal> {
+    let facts = &entry.facts;
+    let access = wanted.access.unwrap_or(facts.access);
+    let widens = !facts.access.covers(access);
+    if !entry.may_reopen.covers(access) || (widens && facts.kind == Kind::Fifo) {
+        return Err(denied(&entry.name, Verb::Reopen));
+    }
+    let flags = [
+        (Flags::DIRECT, wanted.direct),
+        (Flags::SYNC, wanted.sync),
+        (Flags::DSYNC, wanted.dsync),
+        (Flags::APPEND, wanted.append),
+        (Flags::NONBLOCK, wanted.nonblock),
+        (Flags::NOATIME, wanted.noatime),
+    ]
+    .into_iter()
+    .filter_map(|(flag, on)| Some((flag, on?)))
+    .fold(facts.flags, |flags, (flag, on)| flags.with(flag, on));
+    let changed = facts.flags.differing(flags);
+    let overwrites = changed.contains(Flags::APPEND) && !flags.contains(Flags::APPEND);
+    // The kernel grants it to the file's owner alone, and the daemon may be more.
+    let unseen = changed.contains(Flags::NOATIME) && flags.contains(Flags::NOATIME);
+    let more = widens || overwrites || unseen;
+    let rights = if more { Rights::Peer(who.clone()) } else { Rights::Daemon };
+    Ok(Opening { access, flags, rights, ..again(&entry.name, fd, facts, 2) })
+}
+
+/// How a file is opened once more as it is.
+pub(crate) fn again<F>(name: &Name, fd: &Arc<F>, facts: &Facts, count: usize) -> Opening<F> {
+    Opening {
+        name: name.clone(),
+        fd: Arc::clone(fd),
+        facts: facts.clone(),
+        access: facts.access,
+        flags: facts.flags,
+        rights: Rights::Daemon,
+        count,
+    }
+}
+
+/// How it is found out that a giver could have opened its gift with as much access as it allows to
+/// a Reopen; none, where it allows no more than the gift has.
+///
+/// # Errors
+///
+/// AccessDenied for the other end of a pipe.
+pub(crate) fn probe<F>(
+    who: &Who,
+    name: &Name,
+    fd: &Arc<F>,
+    facts: &Facts,
+    may_reopen: Access,
+) -> Result<Option<Opening<F>>, Refusal> {
+    if facts.access.covers(may_reopen) {
+        return Ok(None);
+    }
+    if facts.kind == Kind::Fifo {
+        return Err(denied(name, Verb::Reopen));
+    }
+    let rights = Rights::Peer(who.clone());
+    Ok(Some(Opening { access: may_reopen, rights, ..again(name, fd, facts, 0) }))
+}
+
+pub(crate) fn denied(name: &Name, verb: Verb) -> Refusal {
+    Refusal::AccessDenied { name: name.as_str().to_owned(), verb: verb.as_str().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use fdstash_proto::{Labels, Peer, Share};
+
+    use super::*;
+    use crate::EntryId;
+
+    const READ: Access = Access::Read;
+    const WRITE: Access = Access::Write;
+    const BOTH: Access = Access::ReadWrite;
+    const PATH: Access = Access::Path;
+
+    /// What a plan comes to: a file opened with the daemon's rights, or with the peer's, or none.
+    #[derive(Debug, PartialEq)]
+    enum Comes {
+        AsDaemon(Access, Flags),
+        AsPeer(Access, Flags),
+        Denied,
+    }
+    use Comes::{AsDaemon, AsPeer, Denied};
+
+    #[test]
+    fn no_more_access_than_allowed_and_more_than_there_is_only_as_the_peer() {
+        let file = Kind::Regular;
+        let pipe = Kind::Fifo;
+
+        // What it is, what it has, what the giver allows, what is wanted, and what comes of it.
+        for (kind, has, may, wanted, comes) in [
+            (file, BOTH, BOTH, None, AsDaemon(BOTH, Flags::NONE)),
+            (file, BOTH, BOTH, Some(BOTH), AsDaemon(BOTH, Flags::NONE)),
+            (file, BOTH, BOTH, Some(READ), AsDaemon(READ, Flags::NONE)),
+            (file, BOTH, BOTH, Some(PATH), AsDaemon(PATH, Flags::NONE)),
+            (file, READ, READ, Some(READ), AsDaemon(READ, Flags::NONE)),
+            (file, READ, READ, Some(WRITE), Denied),
+            (file, READ, READ, Some(BOTH), Denied),
+            (file, READ, BOTH, Some(BOTH), AsPeer(BOTH, Flags::NONE)),
+            (file, READ, BOTH, Some(WRITE), AsPeer(WRITE, Flags::NONE)),
+            (file, READ, WRITE, Some(WRITE), AsPeer(WRITE, Flags::NONE)),
+            (file, READ, WRITE, Some(BOTH), Denied),
+            (file, PATH, PATH, Some(READ), Denied),
+            (file, PATH, READ, Some(READ), AsPeer(READ, Flags::NONE)),
+            // What the giver allows is the most, also where that is less than there is.
+            (file, BOTH, READ, None, Denied),
+            (file, BOTH, READ, Some(READ), AsDaemon(READ, Flags::NONE)),
+            (pipe, READ, READ, None, AsDaemon(READ, Flags::NONE)),
+            (pipe, BOTH, BOTH, Some(WRITE), AsDaemon(WRITE, Flags::NONE)),
+            // A pipe's end never becomes the other end, whoever asks and whatever was allowed.
+            (pipe, READ, BOTH, Some(WRITE), Denied),
+            (pipe, READ, BOTH, Some(BOTH), Denied),
+            (pipe, WRITE, BOTH, Some(READ), Denied),
+        ] {
+            let entry = entry(kind, has, may, Flags::NONE);
+            let reopening = Reopening { access: wanted, ..reopening() };
+
+            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening);
+
+            assert_eq!(came(plan), comes, "{kind:?} {has:?}, at most {may:?}, for {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn flags_stay_as_they_are_but_for_those_that_are_named() {
+        let two = Flags::DIRECT.with(Flags::APPEND, true);
+        let all = [Flags::SYNC, Flags::DSYNC, Flags::NONBLOCK, Flags::NOATIME]
+            .into_iter()
+            .fold(two, |flags, flag| flags.with(flag, true));
+        let (on, off) = (Some(true), Some(false));
+        let wanted = reopening;
+
+        // What it has, what is wanted, and what comes of it.
+        for (has, wanted, comes) in [
+            (two, wanted(), AsDaemon(BOTH, two)),
+            (all, wanted(), AsDaemon(BOTH, all)),
+            (Flags::NONE, Reopening { direct: on, ..wanted() }, AsDaemon(BOTH, Flags::DIRECT)),
+            (two, Reopening { direct: off, ..wanted() }, AsDaemon(BOTH, Flags::APPEND)),
+            (two, Reopening { direct: on, append: on, ..wanted() }, AsDaemon(BOTH, two)),
+            (Flags::NONE, Reopening { sync: on, ..wanted() }, AsDaemon(BOTH, Flags::SYNC)),
+            (Flags::SYNC, Reopening { sync: off, ..wanted() }, AsDaemon(BOTH, Flags::NONE)),
+            (Flags::NONE, Reopening { dsync: on, ..wanted() }, AsDaemon(BOTH, Flags::DSYNC)),
+            (Flags::NONE, Reopening { nonblock: on, ..wanted() }, AsDaemon(BOTH, Flags::NONBLOCK)),
+            (Flags::NONE, Reopening { append: on, ..wanted() }, AsDaemon(BOTH, Flags::APPEND)),
+            // Without O_APPEND a writer can overwrite: that is more than it had.
+            (two, Reopening { append: off, ..wanted() }, AsPeer(BOTH, Flags::DIRECT)),
+            // O_NOATIME is its owner's to ask for.
+            (Flags::NONE, Reopening { noatime: on, ..wanted() }, AsPeer(BOTH, Flags::NOATIME)),
+            (Flags::NOATIME, Reopening { noatime: on, ..wanted() }, AsDaemon(BOTH, Flags::NOATIME)),
+            (Flags::NOATIME, Reopening { noatime: off, ..wanted() }, AsDaemon(BOTH, Flags::NONE)),
+            (
+                Flags::NONE,
+                Reopening { noatime: off, append: off, ..wanted() },
+                AsDaemon(BOTH, Flags::NONE),
+            ),
+        ] {
+            let entry = entry(Kind::Regular, BOTH, BOTH, has);
+
+            let plan = plan(&peer(), &entry, &Arc::new(()), &wanted);
+
+            assert_eq!(came(plan), comes, "{has:?}, for {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_reopened_is_opened_once_to_keep_and_once_to_lend() {
+        let entry = entry(Kind::Regular, BOTH, BOTH, Flags::NONE);
+
+        let opening = plan(&peer(), &entry, &Arc::new("disk"), &reopening()).unwrap();
+
+        assert_eq!((*opening.fd, opening.count, opening.facts), ("disk", 2, entry.facts));
+    }
+
+    #[test]
+    fn it_is_found_out_whether_a_giver_has_the_access_that_it_allows() {
+        for (kind, has, may, comes) in [
+            (Kind::Regular, BOTH, READ, None),
+            (Kind::Regular, READ, READ, None),
+            (Kind::Regular, READ, PATH, None),
+            (Kind::Regular, READ, BOTH, Some(AsPeer(BOTH, Flags::DIRECT))),
+            (Kind::Regular, PATH, READ, Some(AsPeer(READ, Flags::DIRECT))),
+            (Kind::Fifo, READ, READ, None),
+            (Kind::Fifo, READ, BOTH, Some(Denied)),
+        ] {
+            let Details { name, facts, .. } = entry(kind, has, may, Flags::DIRECT);
+
+            let probe = probe(&peer(), &name, &Arc::new(()), &facts, may).transpose();
+
+            let count = probe.iter().flatten().map(|opening| opening.count).sum::<usize>();
+            assert_eq!(probe.map(came), comes, "{kind:?} {has:?}, at most {may:?}");
+            assert_eq!(count, 0, "nothing of it is kept");
+        }
+    }
+
+    fn came<F>(outcome: Result<Opening<F>, Refusal>) -> Comes {
+        match outcome {
+            Ok(Opening { access, flags, rights: Rights::Daemon, .. }) => AsDaemon(access, flags),
+            Ok(Opening { access, flags, rights: Rights::Peer(who), .. }) => {
+                assert_eq!(who, peer());
+                AsPeer(access, flags)
+            }
+            Err(refusal) => {
+                let (name, verb) = ("disk".into(), "reopen".into());
+                assert_eq!(refusal, Refusal::AccessDenied { name, verb });
+                Denied
+            }
+        }
+    }
+
+    fn peer() -> Who {
+        Who { peer: Peer { uid: 1, gid: 1, pid: 1 }, groups: [2].into() }
+    }
+
+    fn reopening() -> Reopening {
+        Reopening::new(Name::new("disk").unwrap())
+    }
+
+    fn entry(kind: Kind, access: Access, may_reopen: Access, flags: Flags) -> Details {
+        Details {
+            id: EntryId(1),
+            name: Name::new("disk").unwrap(),
+            facts: Facts { kind, access, flags, device: 1, inode: 2, target: None },
+            may_reopen,
+            giver: Peer { uid: 3, gid: 3, pid: 3 },
+            given_at_usec: 0,
+            expiry: None,
+            ephemeral_of: None,
+            close_on_hangup: false,
+            share: Share::default(),
+            labels: Labels::new(),
+            revision: 1,
+        }
+    }
+}

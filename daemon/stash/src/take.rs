@@ -1,0 +1,202 @@
+//! Take, and the Takes that wait for names that are not there yet, or held by another.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use fdstash_proto::{Change, Handed, Name, Refusal, Reply, Taking};
+
+use crate::{
+    ConnectionId, Effect, Effects, Kept, Now, Stash, Verb,
+    entry::Then,
+    opening::Purpose,
+    reopen,
+    stash::{Unfinished, answer},
+    transaction::Due,
+};
+
+/// Who waits for which name, the longest waiting first.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    by_name: BTreeMap<Name, BTreeSet<(u64, ConnectionId)>>,
+    last_ticket: u64,
+}
+
+/// One waiting Take.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    names: Vec<Name>,
+    taking: Taking,
+    /// Its place in the line.
+    ticket: u64,
+    until_boot_usec: u64,
+}
+
+impl<F> Stash<F> {
+    /// Hands out what is asked for, or waits for it, or says why not.
+    pub(crate) fn take_or_wait(
+        &mut self,
+        by: ConnectionId,
+        names: Vec<Name>,
+        taking: Taking,
+        timeout_usec: u64,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let Err(refusal) = self.take(by, &names, taking, effects) else { return };
+        if timeout_usec == 0 || !may_pass(&refusal) {
+            return self.refuse(by, refusal, Vec::new(), effects);
+        }
+        self.waiters.last_ticket += 1;
+        let ticket = self.waiters.last_ticket;
+        for name in &names {
+            self.waiters.by_name.entry(name.clone()).or_default().insert((ticket, by));
+        }
+        let until_boot_usec = now.boot_usec.saturating_add(timeout_usec);
+        if let Some(first) = names.first() {
+            self.due.insert((until_boot_usec, Due::Wait(by)), first.clone());
+        }
+        let waiting = Waiting { names, taking, ticket, until_boot_usec };
+        self.wait_for(by, Unfinished::Waiting(waiting));
+    }
+
+    /// Hands out what is asked for, or says why not.
+    pub(crate) fn take(
+        &mut self,
+        by: ConnectionId,
+        names: &[Name],
+        taking: Taking,
+        effects: &mut Effects<F>,
+    ) -> Result<(), Refusal> {
+        let verb = if taking == Taking::Move { Verb::Take } else { Verb::Copy };
+        let mut handed = Vec::with_capacity(names.len());
+        let mut openings = Vec::new();
+        for name in names {
+            let Kept { fd, details } = self.existing(by, name, verb)?;
+            if taking == Taking::Fresh {
+                openings.push(reopen::again(name, fd, &details.facts, 1));
+            }
+            handed.push(Handed { name: name.clone(), fd: Arc::clone(fd) });
+        }
+        let in_transaction = self.client(by)?.in_transaction;
+        let holds = in_transaction || taking == Taking::Move;
+        let newly = names.iter().filter(|name| holds && self.hold(by, name)).cloned().collect();
+        match taking {
+            Taking::Fresh if openings.is_empty() => answer(by, Ok(Reply::Handed(handed)), effects),
+            Taking::Fresh => {
+                self.open(by, openings, Purpose::Copy(names.to_vec(), newly), 0, effects);
+            }
+            Taking::Copy => {
+                self.counts.copied += names.len() as u64;
+                answer(by, Ok(Reply::Handed(handed)), effects);
+            }
+            Taking::Move => {
+                if !in_transaction {
+                    self.wait_for(by, Unfinished::Leaving(names.to_vec()));
+                }
+                let outcome = Ok(Reply::Handed(handed));
+                effects.push(Effect::Answer { to: by, outcome, confirm: !in_transaction });
+                for name in names {
+                    self.stage(by, name, Then::Gone(Change::Taken), effects);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The names whose descriptors are on their way to a connection.
+    pub(crate) fn leaving(&mut self, by: ConnectionId) -> Option<Vec<Name>> {
+        match self
+            .clients
+            .get_mut(&by)?
+            .unfinished
+            .take_if(|is| matches!(is, Unfinished::Leaving(_)))
+        {
+            Some(Unfinished::Leaving(names)) => Some(names),
+            Some(Unfinished::Opening(..) | Unfinished::Waiting(_)) | None => None,
+        }
+    }
+
+    /// Lets those who wait for these names have another try, the longest waiting first, for as long
+    /// as there is something to have.
+    pub(crate) fn wake(&mut self, names: &[Name], effects: &mut Effects<F>) {
+        // One line for each name; the next to try is the longest waiting of those at their heads.
+        let mut heads: BTreeSet<_> =
+            names.iter().filter_map(|name| self.next_in_line(name, 0)).collect();
+        while let Some((ticket, id, name)) = heads.pop_first() {
+            if self.is_free(name) {
+                self.try_again(id, effects);
+                heads.extend(self.next_in_line(name, ticket));
+            }
+        }
+    }
+
+    /// Refuses a Take whose time is up, for what stands against it now.
+    pub(crate) fn stop_waiting(&mut self, id: ConnectionId, effects: &mut Effects<F>) {
+        let Some(waiting) = self.waiting(id) else { return };
+        self.forget_wait(id, &waiting);
+        if let Err(refusal) = self.take(id, &waiting.names, waiting.taking, effects) {
+            self.refuse(id, refusal, Vec::new(), effects);
+        }
+    }
+
+    /// Takes a waiting call out of the line.
+    pub(crate) fn forget_wait(&mut self, id: ConnectionId, waiting: &Waiting) {
+        for name in &waiting.names {
+            if let Some(line) = self.waiters.by_name.get_mut(name) {
+                line.remove(&(waiting.ticket, id));
+                if line.is_empty() {
+                    self.waiters.by_name.remove(name);
+                }
+            }
+        }
+        self.due.remove(&(waiting.until_boot_usec, Due::Wait(id)));
+    }
+
+    fn is_free(&self, name: &Name) -> bool {
+        self.slots.get(name).is_some_and(|slot| slot.hold.is_none() && slot.kept.is_some())
+    }
+
+    fn next_in_line<'a>(
+        &self,
+        name: &'a Name,
+        after: u64,
+    ) -> Option<(u64, ConnectionId, &'a Name)> {
+        let line = self.waiters.by_name.get(name)?;
+        let (ticket, id) = line.range((after + 1, ConnectionId(0))..).next()?;
+        Some((*ticket, *id, name))
+    }
+
+    fn try_again(&mut self, id: ConnectionId, effects: &mut Effects<F>) {
+        let Some(waiting) = self.waiting(id) else { return };
+        match self.take(id, &waiting.names, waiting.taking, effects) {
+            Ok(()) => self.forget_wait(id, &waiting),
+            Err(refusal) if may_pass(&refusal) => {
+                self.wait_for(id, Unfinished::Waiting(waiting));
+            }
+            Err(refusal) => {
+                self.forget_wait(id, &waiting);
+                self.refuse(id, refusal, Vec::new(), effects);
+            }
+        }
+    }
+
+    /// Takes out what a connection waits for, if that is a place in the line.
+    pub(crate) fn waiting(&mut self, id: ConnectionId) -> Option<Waiting> {
+        match self
+            .clients
+            .get_mut(&id)?
+            .unfinished
+            .take_if(|is| matches!(is, Unfinished::Waiting(_)))
+        {
+            Some(Unfinished::Waiting(waiting)) => Some(waiting),
+            Some(Unfinished::Opening(..) | Unfinished::Leaving(_)) | None => None,
+        }
+    }
+}
+
+/// Whether waiting can help against a refusal.
+fn may_pass(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::NotFound { .. } | Refusal::Busy { .. })
+}

@@ -1,0 +1,358 @@
+//! Holding names, staging what shall become of them, and settling or releasing them: how a call,
+//! and any number of calls in a transaction, are all or nothing.
+
+use std::{mem, sync::Arc};
+
+use fdstash_proto::{Change, Entry, Name, Reply};
+
+use crate::{
+    ConnectionId, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
+    entry::{Hold, Slot, Then},
+    judge,
+    opening::Purpose,
+    stash::{answer, close_all},
+};
+
+/// What becomes due at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Due {
+    /// An entry expires.
+    Entry(EntryId),
+    /// A Take has waited long enough.
+    Wait(ConnectionId),
+}
+
+/// How many of what there are, and have been.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Entries that everybody sees.
+    pub(crate) kept: usize,
+    /// Descriptors, kept and staged, and those for which an unfinished call has a place reserved.
+    pub(crate) held: usize,
+    pub(crate) given: u64,
+    pub(crate) taken: u64,
+    pub(crate) copied: u64,
+    pub(crate) closed: u64,
+    pub(crate) reopened: u64,
+    pub(crate) expired: u64,
+    pub(crate) refused: u64,
+}
+
+/// What settling some names has changed.
+struct Settled<F> {
+    record: Record<F>,
+    unpolled: Vec<(EntryId, Arc<F>)>,
+    polled: Vec<(EntryId, Arc<F>)>,
+    closed: Vec<Arc<F>>,
+    changed: Vec<Changed<F>>,
+}
+
+/// A change that watchers are told of.
+struct Changed<F> {
+    change: Change,
+    kept: Kept<F>,
+    /// What stands in its place: who may know of this, is told of this alone.
+    instead: Option<Arc<Details>>,
+}
+
+impl<F> Stash<F> {
+    /// Holds a name that no other connection holds; whether it was not held before.
+    pub(crate) fn hold(&mut self, by: ConnectionId, name: &Name) -> bool {
+        let slot = self.slots.entry(name.clone()).or_insert_with(Slot::empty);
+        if slot.hold.is_some() {
+            return false;
+        }
+        slot.hold = Some(Hold { by, then: Then::Same });
+        if let Some(client) = self.clients.get_mut(&by) {
+            client.holds.insert(name.clone());
+        }
+        true
+    }
+
+    /// Stages what becomes of a held name. What was staged for it before is closed, since nobody
+    /// else has seen it and no record names it.
+    pub(crate) fn stage(
+        &mut self,
+        by: ConnectionId,
+        name: &Name,
+        then: Then<F>,
+        effects: &mut Effects<F>,
+    ) {
+        let hold = self.slots.get_mut(name).and_then(|slot| slot.hold.as_mut());
+        let Some(hold) = hold.filter(|hold| hold.by == by) else { return };
+        let before = mem::replace(&mut hold.then, Then::Same);
+        let superseded = match before {
+            Then::New(kept, change) => Some((kept, change)),
+            Then::Same | Then::Gone(_) => None,
+        };
+        let own = superseded.as_ref().is_some_and(|(_, change)| *change != Change::Reopened);
+        hold.then = match then {
+            // What this transaction gave and ends again, leaves only the end of what was there.
+            Then::Gone(_) if own => Then::Gone(Change::Closed),
+            // What it gave and reopens, is still what it gave.
+            Then::New(kept, Change::Reopened) if own => Then::New(kept, Change::Given),
+            other @ (Then::Same | Then::Gone(_) | Then::New(..)) => other,
+        };
+        self.counts.held += usize::from(matches!(hold.then, Then::New(..)));
+        if let Some((kept, _)) = superseded {
+            self.counts.held -= 1;
+            close_all(vec![kept.fd], effects);
+        }
+    }
+
+    /// Ends a call that has staged all it wants: with an answer in a transaction, for which it goes
+    /// on holding its names; and otherwise by settling them.
+    pub(crate) fn finish(
+        &mut self,
+        by: ConnectionId,
+        names: Vec<Name>,
+        reply: Reply<Arc<F>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        if self.clients.get(&by).is_some_and(|client| client.in_transaction) {
+            answer(by, Ok(reply), effects);
+        } else {
+            self.settle(by, names, Some(reply), now, effects);
+        }
+    }
+
+    /// Makes final what is staged for these names, and holds them no longer: one record, then the
+    /// answer, then everything else.
+    pub(crate) fn settle(
+        &mut self,
+        by: ConnectionId,
+        names: Vec<Name>,
+        reply: Option<Reply<Arc<F>>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let revision = self.revision + 1;
+        let mut settled = Settled {
+            record: Record { put: Vec::new(), gone: Vec::new() },
+            unpolled: Vec::new(),
+            polled: Vec::new(),
+            closed: Vec::new(),
+            changed: Vec::new(),
+        };
+        for name in &names {
+            self.settle_one(by, name, revision, &mut settled);
+        }
+        let Settled { record, unpolled, polled, closed, changed } = settled;
+        if !record.put.is_empty() || !record.gone.is_empty() {
+            self.revision = revision;
+            effects.push(Effect::Record(record));
+        }
+        if let Some(reply) = reply {
+            answer(by, Ok(reply), effects);
+        }
+        effects.extend(unpolled.into_iter().map(|(id, fd)| Effect::Unpoll(id, fd)));
+        effects.extend(polled.into_iter().map(|(id, fd)| Effect::Poll(id, fd)));
+        close_all(closed, effects);
+        for changed in changed {
+            self.tell(changed, effects);
+        }
+        self.set_free(names, effects, now);
+    }
+
+    fn settle_one(
+        &mut self,
+        by: ConnectionId,
+        name: &Name,
+        revision: u64,
+        settled: &mut Settled<F>,
+    ) {
+        let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by)) else {
+            return;
+        };
+        let Some(hold) = slot.hold.take() else { return };
+        match hold.then {
+            Then::Same => {}
+            Then::Gone(change) => {
+                slot.doom = None;
+                if let Some(old) = slot.kept.take() {
+                    self.end_entry(old, change, None, settled);
+                }
+            }
+            Then::New(mut kept, staged) => {
+                Arc::make_mut(&mut kept.details).revision = revision;
+                let change = match (staged, &slot.kept) {
+                    (Change::Reopened, Some(_)) => Change::Reopened,
+                    (_, Some(_)) => Change::Replaced,
+                    (_, None) => Change::Given,
+                };
+                if change != Change::Reopened {
+                    slot.doom = None;
+                }
+                let old = slot.kept.replace(kept.clone());
+                let instead = Arc::clone(&kept.details);
+                self.begin_entry(kept, change, settled);
+                if let Some(old) = old {
+                    self.end_entry(old, change, Some(instead), settled);
+                }
+            }
+        }
+        if let Some(client) = self.clients.get_mut(&by) {
+            client.holds.remove(name);
+        }
+    }
+
+    fn begin_entry(&mut self, kept: Kept<F>, change: Change, settled: &mut Settled<F>) {
+        let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
+        if let Some(expiry) = expiry {
+            self.due.insert((expiry.boot_usec, Due::Entry(id)), name.clone());
+        }
+        if let Some(giver) = ephemeral_of.and_then(|giver| self.clients.get_mut(&giver)) {
+            giver.ephemeral.insert(id, name.clone());
+        }
+        if close_on_hangup {
+            self.polled.insert(id, name.clone());
+            settled.polled.push((id, Arc::clone(&kept.fd)));
+        }
+        self.counts.kept += 1;
+        match change {
+            Change::Reopened => self.counts.reopened += 1,
+            Change::Given
+            | Change::Replaced
+            | Change::Taken
+            | Change::Closed
+            | Change::Expired
+            | Change::HungUp => self.counts.given += 1,
+        }
+        settled.record.put.push(kept.clone());
+        settled.changed.push(Changed { change, kept, instead: None });
+    }
+
+    /// Ends what was kept, for which `change` tells: its own end, or what has taken its place.
+    fn end_entry(
+        &mut self,
+        old: Kept<F>,
+        change: Change,
+        instead: Option<Arc<Details>>,
+        settled: &mut Settled<F>,
+    ) {
+        let Details { id, expiry, ephemeral_of, .. } = *old.details;
+        if let Some(expiry) = expiry {
+            self.due.remove(&(expiry.boot_usec, Due::Entry(id)));
+        }
+        if let Some(giver) = ephemeral_of.and_then(|giver| self.clients.get_mut(&giver)) {
+            giver.ephemeral.remove(&id);
+        }
+        if self.polled.remove(&id).is_some() {
+            settled.unpolled.push((id, Arc::clone(&old.fd)));
+        }
+        self.counts.kept -= 1;
+        self.counts.held -= 1;
+        settled.record.gone.push(id);
+        settled.closed.push(Arc::clone(&old.fd));
+        let (count, told) = match change {
+            Change::Given | Change::Reopened => return,
+            // Who may not know of the new one, still learns that the old one is there no longer.
+            Change::Replaced => (&mut self.counts.closed, Change::Closed),
+            Change::Taken => (&mut self.counts.taken, change),
+            Change::Expired => (&mut self.counts.expired, change),
+            Change::Closed | Change::HungUp => (&mut self.counts.closed, change),
+        };
+        *count += 1;
+        settled.changed.push(Changed { change: told, kept: old, instead });
+    }
+
+    /// Drops what is staged for these names, and holds them no longer.
+    pub(crate) fn release(
+        &mut self,
+        by: ConnectionId,
+        names: Vec<Name>,
+        effects: &mut Effects<F>,
+        now: Now,
+    ) {
+        let mut unwanted = Vec::new();
+        for name in &names {
+            let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by))
+            else {
+                continue;
+            };
+            if let Some(Hold { then: Then::New(kept, _), .. }) = slot.hold.take() {
+                self.counts.held -= 1;
+                unwanted.push(kept.fd);
+            }
+            if let Some(client) = self.clients.get_mut(&by) {
+                client.holds.remove(name);
+            }
+        }
+        close_all(unwanted, effects);
+        self.set_free(names, effects, now);
+    }
+
+    /// Releases everything that a connection holds.
+    pub(crate) fn roll_back(&mut self, by: ConnectionId, effects: &mut Effects<F>, now: Now) {
+        let Some(client) = self.clients.get_mut(&by) else { return };
+        client.in_transaction = false;
+        let names = client.holds.iter().cloned().collect();
+        self.release(by, names, effects, now);
+    }
+
+    /// Forgets what a connection's call waits for, and what it has that nobody will have now.
+    pub(crate) fn drop_unfinished(&mut self, by: ConnectionId) -> Vec<Arc<F>> {
+        if let Some(waiting) = self.waiting(by) {
+            self.forget_wait(by, &waiting);
+        }
+        self.opening(by).map(Purpose::into_fds).unwrap_or_default()
+    }
+
+    /// Ends entries for a reason of their own, at once or as soon as nobody holds them.
+    pub(crate) fn end(&mut self, ends: Vec<(Name, Change)>, effects: &mut Effects<F>, now: Now) {
+        let mut names = Vec::with_capacity(ends.len());
+        for (name, change) in ends {
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
+            if slot.hold.is_some() {
+                slot.doom.get_or_insert(change);
+            } else {
+                slot.hold = Some(Hold { by: ITSELF, then: Then::Gone(change) });
+                names.push(name);
+            }
+        }
+        if !names.is_empty() {
+            self.settle(ITSELF, names, None, now, effects);
+        }
+    }
+
+    /// Sees to names that nobody holds any more: what was doomed meanwhile ends now, and who has
+    /// waited for them is next.
+    fn set_free(&mut self, names: Vec<Name>, effects: &mut Effects<F>, now: Now) {
+        let mut doomed = Vec::new();
+        for name in &names {
+            let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.hold.is_none()) else {
+                continue;
+            };
+            if slot.kept.is_none() {
+                self.slots.remove(name);
+            } else if let Some(change) = slot.doom.take() {
+                doomed.push((name.clone(), change));
+            }
+        }
+        self.end(doomed, effects, now);
+        self.wake(&names, effects);
+    }
+
+    fn tell(&self, changed: Changed<F>, effects: &mut Effects<F>) {
+        let Changed { change, kept, instead } = changed;
+        let may_know = |id: &ConnectionId| {
+            let who = self.clients.get(id).map(|client| &client.who);
+            let knows = |details| {
+                who.is_some_and(|who| judge(who, Verb::List, details) == Verdict::Allowed)
+            };
+            knows(&kept.details) && !instead.as_deref().is_some_and(knows)
+        };
+        let matching =
+            self.watchers.iter().filter(|(_, pattern)| pattern.matches(&kept.details.name));
+        let to: Vec<_> = matching.map(|(id, _)| *id).filter(may_know).collect();
+        if !to.is_empty() {
+            // What has gone shows the revision that it went with, not the one that it came with.
+            let entry = Box::new(Entry { revision: self.revision, ..kept.details.show(None) });
+            effects.push(Effect::Tell { to, change, entry, fd: kept.fd });
+        }
+    }
+}
+
+/// The stash's own hold, of what it ends itself; no connection is called so.
+const ITSELF: ConnectionId = ConnectionId(0);

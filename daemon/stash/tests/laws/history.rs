@@ -1,0 +1,92 @@
+//! Strategies for histories: what several peers, the kernel and the clock do to one stash.
+
+use fdstash_proto::{Call, Peer, Taking, proptest as proto};
+use fdstash_stash::{Limits, Who};
+use proptest::{collection, option, prelude::*, sample};
+
+/// All times are multiples of it, so that things become due together, and exactly now.
+const BEAT_USEC: u64 = 100;
+
+/// A history, and the room in which it takes place.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
+    pub(crate) limits: Limits,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// One thing that happens. A number stands for one of those that are there when it happens.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// One of [`people`] connects.
+    Connect(usize),
+    /// A connection ends.
+    Disconnect(usize),
+    /// A connection without a call in progress calls.
+    Call(usize, Call<()>),
+    /// Files that were to be opened are open; or the one of this number cannot be opened.
+    Opened(usize, Option<usize>),
+    /// An answer with descriptors has left, or never will.
+    Leave(usize, bool),
+    /// What is polled has hung up.
+    HangUp(usize),
+    /// Time passes, and the stash is told.
+    Tick(u64),
+    /// Time passes, and the stash is not told yet.
+    Pass(u64),
+}
+
+/// Those who connect: two connections of one user, two users who share a group, and root.
+pub(crate) fn people() -> [Who; 4] {
+    let who = |uid, gid, pid, groups: &[u32]| Who {
+        peer: Peer { uid, gid, pid },
+        groups: groups.to_vec().into(),
+    };
+    [who(1, 1, 100, &[]), who(1, 1, 101, &[3]), who(2, 2, 102, &[3]), who(0, 0, 103, &[])]
+}
+
+/// Histories in a room so small that calls meet its walls.
+pub(crate) fn histories() -> impl Strategy<Value = History> {
+    let limits = (3usize..10, 6usize..10, 10usize..18)
+        .prop_map(|(entries, connections, places)| Limits { entries, connections, places });
+    (limits, collection::vec(step(), 1..60)).prop_map(|(limits, steps)| History { limits, steps })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let which = || 0usize..12;
+    let call = || proto::call(proto::common_name).prop_map(on_the_beat);
+    prop_oneof![
+        20 => (which(), call()).prop_map(|(by, call)| Step::Call(by, call)),
+        // Often enough that several wait for the same.
+        4 => (which(), wait()).prop_map(|(by, call)| Step::Call(by, call)),
+        6 => (which(), option::weighted(0.3, 0usize..4)).prop_map(|(by, at)| Step::Opened(by, at)),
+        6 => (which(), prop::bool::weighted(0.7)).prop_map(|(by, left)| Step::Leave(by, left)),
+        1 => which().prop_map(Step::HangUp),
+        1 => (0u64..7).prop_map(|beats| Step::Tick(beats * BEAT_USEC)),
+        1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
+        1 => which().prop_map(Step::Connect),
+        1 => which().prop_map(Step::Disconnect),
+    ]
+}
+
+/// A Take that waits, mostly for one name.
+fn wait() -> impl Strategy<Value = Call<()>> {
+    let names = collection::btree_set(proto::common_name(), 1..3);
+    let taking = sample::select(vec![Taking::Move, Taking::Move, Taking::Copy]);
+    (names, taking, 1u64..10).prop_map(|(names, taking, beats)| Call::Take {
+        names: names.into_iter().collect(),
+        taking,
+        timeout_usec: beats * BEAT_USEC,
+    })
+}
+
+/// The same call, with times on the beat.
+fn on_the_beat(mut call: Call<()>) -> Call<()> {
+    if let Call::Give { gifts, .. } = &mut call {
+        let times = gifts.iter_mut().filter_map(|gift| gift.expire_usec.as_mut());
+        times.for_each(|usec| *usec -= *usec % BEAT_USEC);
+    }
+    if let Call::Take { timeout_usec, .. } = &mut call {
+        *timeout_usec -= *timeout_usec % BEAT_USEC;
+    }
+    call
+}

@@ -1,0 +1,353 @@
+//! The laws of the stash, each a property of every history.
+//!
+//! A history is what several peers, the kernel and the clock do to one stash. [`play`] plays it
+//! with tokens that notice their end, and writes down all that there is to see; a law reads that.
+//! Beside the stash runs a [`model`], which says what should come of every step. What a crash
+//! leaves, is in [`cuts`].
+
+mod cuts;
+mod history;
+mod model;
+mod numbers;
+mod token;
+mod trace;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fdstash_proto::{Call, Change, Entry, Flags, Kind, Name, Statistics};
+use fdstash_stash::{ConnectionId, Opening, Rights};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{FileFailurePersistence, RngAlgorithm, TestRunner},
+};
+
+use history::{History, histories};
+use trace::{Entries, Input, Moment, Performed, Picture, Waits, gifts};
+use world::{BOOTED_AT_USEC, play};
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn every_step_does_what_the_model_says(history in histories()) {
+        let trace = play(&history);
+
+        for (at, _, moment) in trace.steps() {
+            let Moment { predicted, after, expected, view, expected_view, .. } = moment;
+            let story = || trace.until(at);
+            prop_assert_eq!(&moment.answers(), &predicted.answers, "{}", story());
+            prop_assert_eq!(opened_for(moment), predicted.openings.clone(), "{}", story());
+            prop_assert_eq!(closed(moment), predicted.closed.clone(), "{}", story());
+            prop_assert_eq!(moment.told(), predicted.told(), "{}", story());
+            prop_assert_eq!(after, expected, "{}", story());
+            prop_assert_eq!(view, expected_view, "{}", story());
+        }
+    }
+
+    #[test]
+    fn every_descriptor_is_held_handed_out_or_closed_exactly_once(history in histories()) {
+        let trace = play(&history);
+
+        let (mut came, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        for (at, _, moment) in trace.steps() {
+            came.extend(moment.input.brings());
+            for fd in moment.closed().chain(opened_and_handed_over(moment)) {
+                prop_assert!(ended.insert(fd), "{} ends twice: {}", fd, trace.until(at));
+            }
+            let held: BTreeSet<_> = came.difference(&ended).copied().collect();
+            prop_assert_eq!(&moment.after.held, &held, "{}", trace.until(at));
+            prop_assert!(moment.faults.is_empty(), "{:?}{}", moment.faults, trace.until(at));
+        }
+        prop_assert_eq!(came, ended);
+    }
+
+    #[test]
+    fn a_refused_call_changes_nothing_and_its_gifts_are_closed(history in histories()) {
+        let trace = play(&history);
+
+        let mut calls = BTreeMap::new();
+        for (at, before, moment) in trace.steps() {
+            calls.extend(moment.call());
+            let Some(by) = moment.caller().filter(|_| moment.is_refused()) else { continue };
+            let gifts: BTreeSet<_> = gifts(calls[&by]).collect();
+            prop_assert!(gifts.is_subset(&closed(moment)), "{}", trace.until(at));
+            prop_assert!(moment.records().all(|(put, _)| put.is_empty()), "{}", trace.until(at));
+            if moment.call().is_some() {
+                let after = but_refused(&moment.after, 1);
+                prop_assert_eq!(&after, before, "{}", trace.until(at));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_staged_nobody_else_sees_and_rolled_back_all_is_as_before(history in histories()) {
+        let trace = play(&history);
+
+        let mut transactions = Transactions::default();
+        for (at, before, moment) in trace.steps() {
+            let caller = moment.caller().filter(|caller| transactions.is_open(*caller));
+            transactions.note(moment);
+            let commits = matches!(moment.call(), Some((_, Call::Commit)));
+            if caller.is_none() || commits {
+                continue;
+            }
+            let gone: BTreeSet<_> = moment.told().iter().map(|told| told.fd).collect();
+            let mut kept = before.kept();
+            // What was to end anyway may end where the hold of it does.
+            kept.retain(|_, fd| !gone.contains(fd));
+            prop_assert_eq!(moment.after.kept(), kept, "{}", trace.until(at));
+            if matches!(moment.call(), Some((_, Call::Rollback))) {
+                let all = &moment.after.entries;
+                prop_assert!(moment.view.iter().all(|it| all.contains(it)), "{}", trace.until(at));
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_tick_exactly_what_was_due_and_not_held_is_gone(history in histories()) {
+        let trace = play(&history);
+
+        for (at, before, moment) in trace.steps() {
+            let now_usec = moment.after.now_usec;
+            let due = |entry: &Entry| {
+                entry.expires_at_usec.is_some_and(|usec| usec <= BOOTED_AT_USEC + now_usec)
+            };
+            if !matches!(moment.input, Input::Tick) {
+                continue;
+            }
+            let mut entries = before.entries.clone();
+            entries.retain(|(entry, _)| entry.held_by.is_some() || !due(entry));
+            prop_assert_eq!(&moment.after.entries, &entries, "{}", trace.until(at));
+            let next_due = moment.after.next_due;
+            prop_assert!(next_due.is_none_or(|usec| usec > now_usec), "{}", trace.until(at));
+            prop_assert!(moment.told().iter().all(|told| told.change == Change::Expired));
+        }
+    }
+
+    #[test]
+    fn limits_hold_after_every_step(history in histories()) {
+        let trace = play(&history);
+
+        let mut calls = BTreeMap::new();
+        for (at, _, moment) in trace.steps() {
+            calls.extend(moment.call());
+            let Picture { held, statistics, unanswered, .. } = &moment.after;
+            // What comes with a call that is not finished, is not in the stash yet.
+            let opening = unanswered.iter().filter(|(_, waits)| **waits == Waits::Opening);
+            let coming: BTreeSet<_> = opening.flat_map(|(id, _)| gifts(calls[id])).collect();
+            let held = held.difference(&coming).count();
+            let connections = usize::try_from(statistics.connections).unwrap();
+            let entries = usize::try_from(statistics.entries).unwrap();
+            prop_assert!(entries <= trace.limits.entries, "{}", trace.until(at));
+            prop_assert!(connections <= trace.limits.connections, "{}", trace.until(at));
+            prop_assert!(held + connections <= trace.limits.places, "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn the_statistics_add_up(history in histories()) {
+        let trace = play(&history);
+
+        for (at, before, moment) in trace.steps() {
+            let now = &moment.after.statistics;
+            let grew = growing(&before.statistics).into_iter().zip(growing(now));
+            prop_assert_eq!(now.entries, moment.after.entries.len() as u64, "{}", trace.until(at));
+            prop_assert_eq!(
+                now.entries, now.given - now.taken - now.closed - now.expired, "{}", trace.until(at)
+            );
+            prop_assert!(grew.into_iter().all(|(then, now)| then <= now), "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn a_call_has_one_answer_and_one_record(history in histories()) {
+        let trace = play(&history);
+
+        let mut in_progress = BTreeSet::new();
+        for (at, _, moment) in trace.steps() {
+            if let Some((by, _)) = moment.call() {
+                prop_assert!(in_progress.insert(by), "{}", trace.until(at));
+            }
+            if let Input::Disconnect(by) = moment.input {
+                in_progress.remove(&by);
+            }
+            for (_, to, _) in moment.answers() {
+                prop_assert!(in_progress.remove(&to), "{:?} did not ask: {}", to, trace.until(at));
+            }
+            let records: Vec<_> = moment.records().collect();
+            prop_assert!(records.iter().all(|(put, gone)| put.len() + gone.len() > 0));
+            // Behind its own record there may be one of what was to end when its hold does.
+            prop_assert!(records.len() <= 2, "{}", trace.until(at));
+            prop_assert!(records.iter().skip(1).all(|(put, _)| put.is_empty()));
+        }
+    }
+
+    #[test]
+    fn who_watches_knows_what_list_shows(history in histories()) {
+        let trace = play(&history);
+
+        let mut revision = 0;
+        let [mut root, mut somebody] = trace.watchers.map(|id| (id, BTreeMap::new()));
+        for (at, _, moment) in trace.steps() {
+            for told in moment.told() {
+                prop_assert!(told.entry.revision > revision, "{}", trace.until(at));
+                for (id, known) in [&mut root, &mut somebody] {
+                    if told.to.contains(id) {
+                        learn(known, told.change, told.entry.clone(), told.fd);
+                    }
+                }
+            }
+            let told = moment.told();
+            revision = told.iter().map(|told| told.entry.revision).max().unwrap_or(revision);
+            prop_assert_eq!(&root.1, &unheld(&moment.after.entries), "{}", trace.until(at));
+            prop_assert_eq!(&somebody.1, &unheld(&moment.after.known), "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn no_call_waits_for_ever(history in histories()) {
+        let trace = play(&history);
+
+        for (at, _, moment) in trace.steps() {
+            let now_usec = moment.after.now_usec;
+            let ticked = matches!(moment.input, Input::Tick);
+            let ends = |waits: &Waits| match waits {
+                Waits::Answer => false,
+                Waits::Names(until_usec) => !ticked || *until_usec > now_usec,
+                Waits::Opening | Waits::Leaving | Waits::Changes => true,
+            };
+            prop_assert!(moment.after.unanswered.values().all(ends), "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn nobody_gets_more_access_than_the_giver_allowed(history in histories()) {
+        let trace = play(&history);
+
+        let mut seen: BTreeMap<u64, Entry> = BTreeMap::new();
+        for (at, _, moment) in trace.steps() {
+            let openings = moment.openings().flat_map(|(_, openings)| openings);
+            let reopens = matches!(moment.call(), Some((_, Call::Reopen { .. })));
+            for opening in openings.filter(|_| reopens) {
+                let entry = &seen[&opening.fd];
+                let widens = !entry.access.covers(opening.access);
+                let by_peer = opening.rights != Rights::Daemon;
+                prop_assert!(entry.may_reopen.covers(opening.access), "{}", trace.until(at));
+                prop_assert!(!(widens && entry.kind == Kind::Fifo), "{}", trace.until(at));
+                prop_assert_eq!(by_peer, gives_more(entry, opening), "{}", trace.until(at));
+            }
+            let entries = moment.view.iter().chain(&moment.after.entries);
+            seen.extend(entries.map(|(entry, fd)| (*fd, entry.clone())));
+        }
+    }
+}
+
+/// No law, but what makes them worth their while.
+#[test]
+#[expect(clippy::disallowed_types, reason = "here it is the machine that is measured")]
+fn histories_are_played_by_the_thousand() {
+    let mut runner = TestRunner::deterministic();
+    let history = || histories().new_tree(&mut runner).map(|tree| tree.current());
+    let histories: Vec<History> =
+        std::iter::repeat_with(history).take(200).collect::<Result<_, _>>().unwrap();
+
+    let begin = std::time::Instant::now();
+    let moments: usize = histories.iter().map(|history| play(history).moments.len()).sum();
+
+    let took = begin.elapsed().as_secs_f64();
+    let (histories, steps) = (histories.len() as f64 / took, moments as f64 / took);
+    eprintln!("{histories:.0} histories a second, {steps:.0} steps a second, model and all");
+    assert!(moments > 200);
+}
+
+pub(crate) fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: 2 * default.cases,
+        // All laws have their histories from one strategy, so each tries the seeds of all.
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "proptest-regressions/laws.txt",
+        ))),
+        // Half of the time went into good randomness, which nobody needs here.
+        rng_algorithm: RngAlgorithm::XorShift,
+        ..default
+    }
+}
+
+/// Whose transactions are open.
+#[derive(Default)]
+pub(crate) struct Transactions(BTreeSet<ConnectionId>);
+
+impl Transactions {
+    pub(crate) fn is_open(&self, id: ConnectionId) -> bool {
+        self.0.contains(&id)
+    }
+
+    pub(crate) fn note(&mut self, moment: &Moment) {
+        if let Input::Call(by, Call::Begin) = moment.input {
+            self.0.insert(by);
+        }
+        if let Input::Call(by, Call::Commit | Call::Rollback) | Input::Disconnect(by) = moment.input
+        {
+            self.0.remove(&by);
+        }
+    }
+}
+
+fn opened_for(moment: &Moment) -> Vec<(ConnectionId, Vec<Name>)> {
+    let names = |openings: &[Opening<u64>]| openings.iter().map(|it| it.name.clone()).collect();
+    moment.openings().map(|(by, openings)| (by, names(openings))).collect()
+}
+
+fn closed(moment: &Moment) -> BTreeSet<u64> {
+    moment.closed().collect()
+}
+
+/// What was opened only to be handed out, and was: who waits for it is not whom it was opened for.
+fn opened_and_handed_over(moment: &Moment) -> Vec<u64> {
+    let Input::Opened(by, Ok(files)) = &moment.input else { return Vec::new() };
+    let to_caller = moment.performed.iter().filter(|effect| effect.is_for(*by));
+    let handed: BTreeSet<_> = to_caller.flat_map(Performed::handed).collect();
+    let opened = files.iter().flatten().map(|file| file.fd);
+    opened.filter(|fd| handed.contains(fd)).collect()
+}
+
+/// The picture with so many refusals less.
+fn but_refused(picture: &Picture, refused: u64) -> Picture {
+    let mut picture = picture.clone();
+    picture.statistics.refused -= refused;
+    picture
+}
+
+fn growing(of: &Statistics) -> [u64; 7] {
+    [of.given, of.taken, of.copied, of.closed, of.reopened, of.expired, of.refused]
+}
+
+/// What a watcher makes of what it is told.
+fn learn(known: &mut BTreeMap<Name, (Entry, u64)>, change: Change, entry: Entry, fd: u64) {
+    match change {
+        Change::Given | Change::Replaced | Change::Reopened => {
+            known.insert(entry.name.clone(), (entry, fd));
+        }
+        Change::Taken | Change::Closed | Change::Expired | Change::HungUp => {
+            known.remove(&entry.name);
+        }
+    }
+}
+
+/// The entries, but for who holds them.
+fn unheld(entries: &Entries) -> BTreeMap<Name, (Entry, u64)> {
+    let unheld = |entry: &Entry| Entry { held_by: None, ..entry.clone() };
+    entries.iter().map(|(entry, fd)| (entry.name.clone(), (unheld(entry), *fd))).collect()
+}
+
+/// Whether a Reopen gives anything that the kept descriptor does not give.
+fn gives_more(entry: &Entry, opening: &Opening<u64>) -> bool {
+    let (old, new) = (entry.flags, opening.flags);
+    let widens = !entry.access.covers(opening.access);
+    let overwrites = old.contains(Flags::APPEND) && !new.contains(Flags::APPEND);
+    let unseen = new.contains(Flags::NOATIME) && !old.contains(Flags::NOATIME);
+    widens || overwrites || unseen
+}

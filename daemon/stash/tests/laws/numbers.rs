@@ -1,0 +1,91 @@
+//! Calls, replies and effects with numbers in the place of descriptors; and what the number of a
+//! descriptor says of it.
+
+use std::{convert::Infallible, sync::Arc};
+
+use fdstash_proto::{Access, Call, Flags, Handed, Kind, Reply};
+use fdstash_stash::{Facts, Kept, Opening};
+
+use crate::{
+    token::Token,
+    trace::{Waits, Written},
+};
+
+/// What is given, told by its number: mostly files for reading and writing, and some others.
+pub(crate) fn facts_of(number: u64) -> Facts {
+    let (kind, access, flags) = match number % 9 {
+        0 => (Kind::Regular, Access::Read, Flags::NONE),
+        1 => (Kind::Fifo, Access::Read, Flags::NONBLOCK),
+        2 => (Kind::Socket, Access::ReadWrite, Flags::NONE),
+        3 => (Kind::Regular, Access::ReadWrite, Flags::APPEND),
+        4 => (Kind::Block, Access::ReadWrite, Flags::DIRECT),
+        _ => (Kind::Regular, Access::ReadWrite, Flags::NONE),
+    };
+    let target = Some(format!("/images/{number}").into());
+    Facts { kind, access, flags, device: 7, inode: number, target }
+}
+
+/// What a call waits for when it is made, if it waits.
+pub(crate) fn waits_of(call: &Call<()>, now_usec: u64) -> Waits {
+    match call {
+        Call::Take { timeout_usec, .. } if *timeout_usec > 0 => {
+            Waits::Names(now_usec + timeout_usec)
+        }
+        Call::Watch { .. } => Waits::Changes,
+        Call::Give { .. }
+        | Call::Take { .. }
+        | Call::Close { .. }
+        | Call::Reopen { .. }
+        | Call::Begin
+        | Call::Commit
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::GetStatistics => Waits::Answer,
+    }
+}
+
+/// The same call with other descriptors.
+pub(crate) fn with_descriptors<F, G>(call: Call<F>, mut step: impl FnMut(F) -> G) -> Call<G> {
+    match call.try_map(|fd| Ok::<G, Infallible>(step(fd))) {
+        Ok(call) => call,
+    }
+}
+
+pub(crate) fn numbers_of(reply: Reply<Arc<Token>>) -> Reply<u64> {
+    match reply {
+        Reply::Handed(handed) => {
+            let numbers =
+                handed.into_iter().map(|Handed { name, fd }| Handed { name, fd: fd.number });
+            Reply::Handed(numbers.collect())
+        }
+        Reply::Done => Reply::Done,
+        Reply::Given { replaced } => Reply::Given { replaced },
+        Reply::Listed(entries) => Reply::Listed(entries),
+        Reply::Notice(notice) => Reply::Notice(notice),
+        Reply::Statistics(statistics) => Reply::Statistics(statistics),
+        Reply::Info(info) => Reply::Info(info),
+        Reply::Description(text) => Reply::Description(text),
+    }
+}
+
+pub(crate) fn number_of(opening: &Opening<Token>) -> Opening<u64> {
+    Opening {
+        name: opening.name.clone(),
+        fd: opening.fd.number.into(),
+        facts: opening.facts.clone(),
+        access: opening.access,
+        flags: opening.flags,
+        rights: opening.rights.clone(),
+        count: opening.count,
+    }
+}
+
+pub(crate) fn written(kept: &Kept<Token>) -> Written {
+    let details = &kept.details;
+    Written {
+        id: details.id,
+        name: details.name.clone(),
+        fd: kept.fd.number,
+        ephemeral: details.ephemeral_of.is_some(),
+    }
+}

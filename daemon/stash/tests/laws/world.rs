@@ -1,0 +1,377 @@
+//! The world around a stash: it carries out effects, in memory, and writes down what happens. A
+//! model beside the stash is told the same.
+
+use std::{collections::BTreeMap, iter, rc::Rc};
+
+use fdstash_proto::{Call, Keeper, Pattern};
+use fdstash_stash::{
+    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Now, OpenFailure, Opening, Stash, Who,
+};
+
+use crate::{
+    history::{History, Step, people},
+    model::Model,
+    numbers::{facts_of, number_of, numbers_of, waits_of, with_descriptors, written},
+    token::{Ledger, Token},
+    trace::{Entries, Input, Moment, Performed, Picture, Predicted, Told, Trace, Waits},
+};
+
+/// What stands on the other clock when the boot clock begins.
+pub(crate) const BOOTED_AT_USEC: u64 = 1_000_000;
+
+/// Plays a history from its beginning. Then all calls come to their end, everybody leaves, and root
+/// closes what is left.
+pub(crate) fn play(history: &History) -> Trace {
+    let mut world = World::new(history);
+    let first = world.picture();
+    let mut moments: Vec<_> = history.steps.iter().map(|step| world.step(step)).collect();
+    moments.extend(world.end());
+    Trace { limits: history.limits, watchers: world.watchers, first, moments }
+}
+
+struct World {
+    stash: Stash<Token>,
+    model: Model,
+    ledger: Rc<Ledger>,
+    now_usec: u64,
+    /// Root, and somebody else: they watch, and do nothing else.
+    watchers: [ConnectionId; 2],
+    /// Those who call, and what their calls wait for.
+    callers: BTreeMap<ConnectionId, Option<Waits>>,
+    openings: Vec<(ConnectionId, Vec<Opening<Token>>)>,
+    polled: BTreeMap<EntryId, u64>,
+}
+
+impl World {
+    /// Root and somebody else watch; four others may call.
+    fn new(history: &History) -> Self {
+        let mut world = Self {
+            stash: Stash::new(history.limits, Keeper::Nobody),
+            model: Model::new(history.limits),
+            ledger: Rc::default(),
+            now_usec: 0,
+            watchers: [ConnectionId(0); 2],
+            callers: BTreeMap::new(),
+            openings: Vec::new(),
+            polled: BTreeMap::new(),
+        };
+        world.pass(1000);
+        let [first, second, third, root] = people();
+        world.watchers = [&root, &third].map(|who| world.connect(who).expect("room for watchers"));
+        for watcher in world.watchers {
+            world.call(watcher, Call::Watch { pattern: Pattern::all() });
+            world.callers.remove(&watcher);
+        }
+        for who in [first, second, third, root] {
+            world.connect(&who).expect("room for those who call");
+        }
+        world
+    }
+
+    fn step(&mut self, step: &Step) -> Moment {
+        match self.plan(step) {
+            Some(planned) => self.act(planned),
+            None => self.act(Planned::Pass(0)),
+        }
+    }
+
+    /// What a step means here and now, if anything.
+    fn plan(&self, step: &Step) -> Option<Planned> {
+        let nth = |which: usize, of: usize| which.checked_rem(of);
+        let caller = |which: usize, fits: fn(Option<Waits>) -> bool| {
+            let fitting = self.callers.iter().filter(|(_, waits)| fits(**waits));
+            let fitting: Vec<_> = fitting.map(|(id, _)| *id).collect();
+            nth(which, fitting.len()).map(|at| fitting[at])
+        };
+        Some(match *step {
+            Step::Connect(which) => Planned::Connect(people()[nth(which, people().len())?].clone()),
+            Step::Disconnect(which) => Planned::Disconnect(caller(which, |_| true)?),
+            Step::Call(which, ref call) => {
+                Planned::Call(caller(which, |waits| waits.is_none())?, call.clone())
+            }
+            Step::Opened(which, failing) => {
+                Planned::Opened(nth(which, self.openings.len())?, failing)
+            }
+            Step::Leave(which, left) => {
+                let by = caller(which, |waits| waits == Some(Waits::Leaving))?;
+                if left { Planned::Sent(by) } else { Planned::Unsent(by) }
+            }
+            Step::HangUp(which) => {
+                let at = nth(which, self.polled.len())?;
+                Planned::HangUp(*self.polled.keys().nth(at)?)
+            }
+            Step::Tick(usec) => Planned::Tick(usec),
+            Step::Pass(usec) => Planned::Pass(usec),
+        })
+    }
+
+    fn act(&mut self, planned: Planned) -> Moment {
+        let (input, effects, predicted) = match planned {
+            Planned::Connect(who) => {
+                let _ = self.connect(&who);
+                (Input::Connect, Vec::new(), Predicted::default())
+            }
+            Planned::Disconnect(by) => {
+                self.callers.remove(&by);
+                let effects = self.stash.disconnect(by, self.now());
+                (Input::Disconnect(by), effects, self.model.disconnect(by))
+            }
+            Planned::Call(by, call) => self.call(by, call),
+            Planned::Opened(at, failing) => {
+                let (by, openings) = self.openings.swap_remove(at);
+                self.goes_on(by, Some(Waits::Answer));
+                match failing {
+                    Some(failing) => self.fail_to_open(by, openings, failing),
+                    None => self.open(by, openings),
+                }
+            }
+            Planned::Sent(by) => {
+                self.goes_on(by, None);
+                (Input::Sent(by), self.stash.sent(by, self.now()), self.model.sent(by))
+            }
+            Planned::Unsent(by) => {
+                self.goes_on(by, None);
+                (Input::Unsent(by), self.stash.unsent(by, self.now()), self.model.unsent(by))
+            }
+            Planned::HangUp(id) => {
+                let fd = self.polled[&id];
+                let effects = self.stash.hung_up(id, self.now());
+                (Input::HangUp, effects, self.model.hung_up(fd))
+            }
+            Planned::Tick(usec) => {
+                self.pass(usec);
+                (Input::Tick, self.stash.tick(self.now()), self.model.tick())
+            }
+            Planned::Pass(usec) => {
+                self.pass(usec);
+                (Input::Nothing, Vec::new(), Predicted::default())
+            }
+        };
+        self.moment(input, effects, predicted)
+    }
+
+    fn moment(&mut self, input: Input, effects: Effects<Token>, predicted: Predicted) -> Moment {
+        let performed = effects.into_iter().map(|effect| self.perform(effect)).collect();
+        let mut moment = Moment {
+            input,
+            performed,
+            predicted,
+            after: self.picture(),
+            expected: self.expected_picture(),
+            view: Vec::new(),
+            expected_view: Vec::new(),
+            faults: self.ledger.faults(),
+        };
+        if let Some(by) = moment.actor() {
+            moment.view = self.entries_of(by);
+            moment.expected_view = self.model.entries_of(by);
+        }
+        moment
+    }
+
+    fn connect(&mut self, who: &Who) -> Option<ConnectionId> {
+        let outcome = self.stash.connect(who.clone());
+        let expected = self.model.connect(who, outcome.as_ref().ok());
+        assert_eq!(
+            outcome.as_ref().err(),
+            expected.as_ref(),
+            "whether there is room for a connection"
+        );
+        self.callers.extend(outcome.as_ref().ok().map(|id| (*id, None)));
+        outcome.ok()
+    }
+
+    fn call(&mut self, by: ConnectionId, call: Call<()>) -> (Input, Effects<Token>, Predicted) {
+        self.goes_on(by, Some(waits_of(&call, self.now_usec)));
+        let numbers = with_descriptors(call, |()| {
+            let number = self.ledger.number();
+            Inspected { fd: number, facts: facts_of(number) }
+        });
+        let tokens = with_descriptors(numbers.clone(), |gift| self.token(gift));
+        let predicted = self.model.call(by, numbers.clone());
+        (Input::Call(by, numbers), self.stash.call(by, tokens, self.now()), predicted)
+    }
+
+    /// Opens files as they are to be opened.
+    fn open(
+        &mut self,
+        by: ConnectionId,
+        openings: Vec<Opening<Token>>,
+    ) -> (Input, Effects<Token>, Predicted) {
+        let open_one = |opening: Opening<Token>| {
+            let Opening { facts, access, flags, count, .. } = opening;
+            let facts = Facts { access, flags, target: Some("/elsewhere".into()), ..facts };
+            let file = || Inspected { fd: self.ledger.number(), facts: facts.clone() };
+            iter::repeat_with(file).take(count).collect::<Vec<_>>()
+        };
+        let numbers: Vec<_> = openings.into_iter().map(open_one).collect();
+        let tokens_of = |copies: &Vec<Inspected<u64>>| {
+            copies.iter().cloned().map(|file| self.token(file)).collect()
+        };
+        let tokens = numbers.iter().map(tokens_of).collect();
+        let predicted = self.model.opened(by, numbers.clone());
+        for number in &predicted.handed_over {
+            self.ledger.hand_over(*number);
+        }
+        let effects = self.stash.opened(by, Ok(tokens), self.now());
+        (Input::Opened(by, Ok(numbers)), effects, predicted)
+    }
+
+    fn fail_to_open(
+        &mut self,
+        by: ConnectionId,
+        openings: Vec<Opening<Token>>,
+        failing: usize,
+    ) -> (Input, Effects<Token>, Predicted) {
+        let failure = OpenFailure {
+            at: failing % openings.len(),
+            errno: 5,
+            errno_name: "EIO".into(),
+            message: "input/output error".into(),
+        };
+        let predicted = self.model.not_opened(by, &openings[failure.at].name, &failure);
+        drop(openings);
+        let effects = self.stash.opened(by, Err(failure.clone()), self.now());
+        (Input::Opened(by, Err(failure)), effects, predicted)
+    }
+
+    fn perform(&mut self, effect: Effect<Token>) -> Performed {
+        match effect {
+            Effect::Record(record) => Performed::Record {
+                put: record.put.iter().map(written).collect(),
+                gone: record.gone,
+            },
+            Effect::Answer { to, outcome, confirm } => {
+                self.goes_on(to, confirm.then_some(Waits::Leaving));
+                Performed::Answer { to, outcome: outcome.map(numbers_of), confirm }
+            }
+            Effect::List { to, pattern: _ } => {
+                self.goes_on(to, None);
+                Performed::List { to }
+            }
+            Effect::Open { by, openings } => {
+                self.goes_on(by, Some(Waits::Opening));
+                let numbers = openings.iter().map(number_of).collect();
+                self.openings.push((by, openings));
+                Performed::Open { by, openings: numbers }
+            }
+            Effect::Poll(id, fd) => {
+                self.polled.insert(id, fd.number);
+                Performed::Poll
+            }
+            Effect::Unpoll(id, fd) => {
+                let polled = self.polled.remove(&id);
+                assert_eq!(polled, Some(fd.number), "only what is polled can be polled no longer");
+                Performed::Unpoll
+            }
+            Effect::Close(fds) => {
+                let numbers: Vec<_> = fds.iter().map(|fd| fd.number).collect();
+                numbers.iter().for_each(|number| self.ledger.close(*number));
+                drop(fds);
+                Performed::Close(numbers)
+            }
+            Effect::Tell { to, change, entry, fd } => {
+                Performed::Tell(Box::new(Told { to, change, entry: *entry, fd: fd.number }))
+            }
+        }
+    }
+
+    /// Takes note of what a caller waits for from now on; a watcher does for ever.
+    fn goes_on(&mut self, by: ConnectionId, waits: Option<Waits>) {
+        if let Some(before) = self.callers.get_mut(&by).filter(|is| **is != Some(Waits::Changes)) {
+            *before = waits;
+        }
+    }
+
+    /// Everything comes to its end.
+    fn end(&mut self) -> Vec<Moment> {
+        let mut moments = Vec::new();
+        let finish = |world: &mut Self, moments: &mut Vec<_>| {
+            while !world.openings.is_empty() {
+                moments.push(world.act(Planned::Opened(0, None)));
+            }
+        };
+        finish(self, &mut moments);
+        moments.push(self.act(Planned::Tick(1_000_000)));
+        for by in self.callers.keys().copied().collect::<Vec<_>>() {
+            moments.push(self.act(Planned::Disconnect(by)));
+            // Somebody who waited may be served now.
+            finish(self, &mut moments);
+        }
+        moments.push(self.act(Planned::Tick(1_000_000)));
+        let [.., root] = people();
+        moments.push(self.act(Planned::Connect(root)));
+        let names =
+            self.entries_of(self.watchers[0]).into_iter().map(|(entry, _)| entry.name).collect();
+        let by = self.callers.keys().copied().next();
+        moments.extend(by.map(|by| self.act(Planned::Call(by, Call::Close { names }))));
+        moments
+    }
+
+    fn now(&self) -> Now {
+        Now { boot_usec: self.now_usec, wall_usec: BOOTED_AT_USEC + self.now_usec }
+    }
+
+    fn pass(&mut self, usec: u64) {
+        self.now_usec += usec;
+        self.model.pass(self.now_usec);
+    }
+
+    fn picture(&self) -> Picture {
+        let [root, somebody] = self.watchers;
+        let borrowed = |number: u64| {
+            let mut files = self.openings.iter().flat_map(|(_, openings)| openings);
+            files.any(|opening| opening.fd.number == number)
+        };
+        Picture {
+            entries: self.entries_of(root),
+            known: self.entries_of(somebody),
+            statistics: self.stash.statistics(),
+            next_due: self.stash.next_due(),
+            held: self.ledger.alive(borrowed),
+            polled: self.polled.values().copied().collect(),
+            unanswered: self.unanswered(),
+            now_usec: self.now_usec,
+        }
+    }
+
+    fn expected_picture(&self) -> Picture {
+        let [root, somebody] = self.watchers;
+        Picture {
+            entries: self.model.entries_of(root),
+            known: self.model.entries_of(somebody),
+            statistics: self.model.statistics(),
+            next_due: self.model.next_due(),
+            held: self.model.held(),
+            polled: self.model.polled(),
+            unanswered: self.unanswered(),
+            now_usec: self.now_usec,
+        }
+    }
+
+    fn unanswered(&self) -> BTreeMap<ConnectionId, Waits> {
+        self.callers.iter().filter_map(|(id, waits)| Some((*id, (*waits)?))).collect()
+    }
+
+    fn entries_of(&self, by: ConnectionId) -> Entries {
+        let (listed, _) = self.stash.list(by, &Pattern::all(), None, usize::MAX);
+        listed.into_iter().map(|listed| (listed.entry, listed.fd.number)).collect()
+    }
+
+    fn token(&self, inspected: Inspected<u64>) -> Inspected<Token> {
+        Inspected { fd: self.ledger.token(inspected.fd), facts: inspected.facts }
+    }
+}
+
+/// A step whose numbers have been looked up.
+enum Planned {
+    Connect(Who),
+    Disconnect(ConnectionId),
+    Call(ConnectionId, Call<()>),
+    Opened(usize, Option<usize>),
+    Sent(ConnectionId),
+    Unsent(ConnectionId),
+    HangUp(EntryId),
+    Tick(u64),
+    Pass(u64),
+}

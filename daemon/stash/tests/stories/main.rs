@@ -1,0 +1,11 @@
+//! The stories of the stash, as transcripts: this goes in, and exactly these effects come out, in
+//! this order. Descriptors are words here, and so are effects; `stage.rs` says how they read.
+
+mod closing;
+mod giving;
+mod limits;
+mod reopening;
+mod stage;
+mod taking;
+mod transactions;
+mod watching;

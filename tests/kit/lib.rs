@@ -1,0 +1,93 @@
+//! What the end-to-end tests are made of: a daemon of their own, peers that speak to it byte by byte
+//! or as another user, and the few things of the machine that it takes to bring about what happens
+//! rarely.
+//!
+//! Nothing here sleeps but [`wait_until`], and descriptors are compared by [`identity`] or by what
+//! comes through them, never by number.
+
+mod daemon;
+mod machine;
+mod raw;
+mod user;
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fdstash::{Gift, Name, Pattern};
+
+pub use crate::{
+    daemon::{Builder, Daemon, program},
+    machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    raw::{Raw, call, gifts, messages},
+    user::User,
+};
+
+/// How long anything may take that happens soon.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until a condition holds.
+///
+/// # Panics
+///
+/// If it does not within the limit.
+#[track_caller]
+pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "what was waited for did not happen within {limit:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A name, which must be a good one.
+#[must_use]
+pub fn name(text: &str) -> Name {
+    Name::new(text).expect("a good name")
+}
+
+/// Names, which must be good ones.
+#[must_use]
+pub fn names<const N: usize>(texts: [&str; N]) -> [Name; N] {
+    texts.map(name)
+}
+
+/// A pattern, which must be a good one.
+#[must_use]
+pub fn pattern(text: &str) -> Pattern {
+    Pattern::new(text).expect("a good pattern")
+}
+
+/// A gift with nothing but a name.
+pub fn gift<F>(text: &str, fd: F) -> Gift<F> {
+    Gift::new(name(text), fd)
+}
+
+/// Which file a descriptor refers to, whatever its number and its path: device and inode.
+#[must_use]
+pub fn identity(fd: impl AsFd) -> (u64, u64) {
+    let stat = rustix::fs::fstat(fd).expect("a descriptor can be looked at");
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Makes a file and opens it for reading and writing.
+pub fn file(path: impl AsRef<Path>, content: &str) -> File {
+    std::fs::write(&path, content).expect("a file can be made");
+    File::options().read(true).write(true).open(path).expect("a file can be opened")
+}
+
+/// The one descriptor that was handed out.
+///
+/// # Panics
+///
+/// If there are more, or none.
+#[track_caller]
+pub fn only(handed: Vec<fdstash::Handed<OwnedFd>>) -> File {
+    let [handed]: [fdstash::Handed<OwnedFd>; 1] =
+        handed.try_into().unwrap_or_else(|handed| panic!("not one: {handed:?}"));
+    handed.fd.into()
+}

@@ -1,0 +1,39 @@
+//! The example of a VMM whose disk never goes away, run to its end.
+
+use std::process::Command;
+
+use kit::{program, skipped};
+
+#[test]
+fn a_vmm_switches_its_cache_under_load_and_never_loses_its_disk() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return skipped("there is no qemu-img to make and compare an image with");
+    }
+    let folder = tempfile::tempdir().unwrap();
+
+    let output = Command::new(program("examples/vmm"))
+        .arg("--fdstashd")
+        .arg(program("fdstashd"))
+        .arg("--dir")
+        .arg(folder.path())
+        .args(["--switches", "6"])
+        .output()
+        .unwrap();
+
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    if complained.contains("EINVAL") {
+        return skipped("the file system of the temporary folder has no O_DIRECT");
+    }
+    assert!(output.status.success(), "{said}{complained}");
+    for sentence in [
+        "6 switches done, each of all files at once",
+        "I/O operations meanwhile",
+        "The switch is refused",
+        "The stash is as it was",
+        "operations, 0 errors",
+        "Images are identical",
+    ] {
+        assert!(said.contains(sentence), "{sentence:?} is missing:\n{said}{complained}");
+    }
+}
