@@ -188,7 +188,7 @@ fn a_kept_file_is_reopened() {
     assert_eq!(works(&daemon, "fdstash reopen a --sync off --access read -- cat"), "content");
     let refused = fails(&daemon, "fdstash reopen a --path /etc/hostname", 1);
 
-    assert!(refused.contains("reopenByPath"), "{refused}");
+    assert!(refused.contains("reopen by path"), "{refused}");
     works(&daemon, "fdstash close a");
     assert_eq!(kept(&daemon), [""; 0]);
 }

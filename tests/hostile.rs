@@ -118,6 +118,20 @@ fn half_a_message_and_then_silence_holds_nobody_else_up() {
 }
 
 #[test]
+fn the_rest_of_a_message_is_not_waited_for_without_end() {
+    let daemon = Daemon::builder().arg("--patience=1").spawn();
+    let held = daemon.held_at_rest();
+    let half = &call("Give", &gifts(&["a"]))[..20];
+
+    let mut silent = daemon.raw();
+    silent.send(half, &nulls(20));
+
+    assert!(silent.is_hung_up_on());
+    assert!(daemon.log().contains("the rest of a message did not come in time"));
+    daemon.settles_at(held);
+}
+
+#[test]
 fn half_a_message_and_then_the_end_does_nothing() {
     let daemon = Daemon::spawn();
     let held = daemon.held_at_rest();
@@ -580,6 +594,22 @@ fn a_client_that_asks_and_does_not_read_slows_down_nobody_but_itself() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let grown = daemon.memory().saturating_sub(before);
     assert!(grown < 64 << 20, "{} KiB more for {} clients", grown >> 10, greedy.len());
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_cut_off_in_the_end() {
+    let daemon = Daemon::builder().arg("--patience=1").spawn();
+    let mut client = daemon.client();
+    let kept = null();
+    let many: Vec<_> = (0..1000).map(|number| gift(&format!("n{number}"), &kept)).collect();
+    client.give(&many).unwrap();
+    let greedy = daemon.raw();
+
+    // More answers than the kernel holds for a reader.
+    greedy.send(&call("List", &json!({})).repeat(8), &[] as &[OwnedFd]);
+
+    wait_until(SOON, || daemon.log().contains("it read nothing of what was sent for too long"));
+    wait_until(SOON, || client.statistics().unwrap().connections == 1);
 }
 
 #[test]

@@ -280,7 +280,7 @@ fn nobody_reopens_by_path_without_a_policy() {
     let path = daemon.path("a").to_str().map(str::to_owned);
     let by_path = Reopening { path, ..Reopening::new(name("a")) };
 
-    assert_eq!(refusal(client.reopen(&[by_path])), denied("a", "reopenByPath"));
+    assert_eq!(refusal(client.reopen(&[by_path])), denied("a", "reopen by path"));
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn a_socket_that_the_shell_passes_is_served() {
     };
 
     // What is passed is no socket at all.
-    assert_fails(&passes(null().into()).output().unwrap(), "is no listening socket");
+    assert_fails(&passes(null().into()).output().unwrap(), "is no listening Unix stream socket");
     let mut daemon = Killed(passes(listener.into()).spawn().unwrap());
 
     let mut client = Client::connect_to(&path).unwrap();

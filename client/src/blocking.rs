@@ -69,8 +69,8 @@ impl Client {
         self.0.socket()
     }
 
-    /// Keeps descriptors, and tells the names whose old ones made room. When it returns, they
-    /// survive any crash of the daemon. They are only borrowed, and stay the caller's too.
+    /// Keeps descriptors, and tells the names whose old ones made room. They are only borrowed, and
+    /// stay the caller's too. What they outlive, [`Statistics::keeper`](crate::Statistics) tells.
     ///
     /// An ephemeral gift lives as long as this connection, also where the client renews it unseen.
     ///

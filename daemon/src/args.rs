@@ -1,6 +1,6 @@
 //! The command line, and what becomes of it: one validated [`Config`].
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
@@ -45,6 +45,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 16384)]
     max_connections: usize,
 
+    /// How long a client may leave a message half sent, or what it is sent unread
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    patience: u64,
+
     /// How much to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
@@ -64,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) socket: Option<PathBuf>,
     /// How much of everything there may be.
     pub(crate) limits: Limits,
+    /// How long a client may leave a message half sent, or an answer unread.
+    pub(crate) patience: Duration,
 }
 
 impl Args {
@@ -91,7 +98,8 @@ impl Args {
         let spare = SPARE.min(places / 4);
         let entries = self.max_entries.unwrap_or(places - spare).min(places);
         let limits = Limits { entries, connections: self.max_connections, places };
-        Ok(Config { socket: self.socket, limits })
+        let patience = Duration::from_secs(self.patience);
+        Ok(Config { socket: self.socket, limits, patience })
     }
 }
 

@@ -29,18 +29,12 @@ use crate::{
     seat::{Current, Left, Seat, State, fitting},
 };
 
-/// How long the rest of a message may take to come, in which its descriptors take room here.
-const MESSAGE_TIME: Duration = Duration::from_secs(30);
-
 /// How long the message may take to come whose descriptors came with those before it. Their
 /// `sendmsg` is under way by then, so this is the time for a kernel to wake its sender.
 const STRANDED_TIME: Duration = Duration::from_millis(250);
 
 /// How often to look whether a client is still there of which nothing is read.
 const GLANCE: Duration = Duration::from_secs(1);
-
-/// How long a client may read nothing of what is sent to it.
-const SEND_TIME: Duration = Duration::from_secs(30);
 
 /// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
 /// message has: those that were opened for the client take room here until it reads.
@@ -75,10 +69,10 @@ pub(crate) enum End {
     #[error(transparent)]
     Hangup(#[from] Hangup),
     /// A message was not whole in time.
-    #[error("the rest of a message did not come within {} s", MESSAGE_TIME.as_secs())]
+    #[error("the rest of a message did not come in time")]
     HalfMessage,
     /// The client read nothing for too long.
-    #[error("it read nothing for {} s", SEND_TIME.as_secs())]
+    #[error("it read nothing of what was sent for too long")]
     NotReading,
     /// The socket failed.
     #[error(transparent)]
@@ -93,6 +87,9 @@ pub(crate) struct Connection {
     daemon: Rc<RefCell<Daemon>>,
     scratch: Rc<RefCell<Scratch>>,
     inbox: Inbox<Descriptor>,
+    /// How long the rest of a message may take to come, in which its descriptors take room here; and
+    /// how long the client may read nothing of what is sent to it.
+    patience: Duration,
     /// The client will send no more.
     ended: bool,
     /// When it must have sent the rest of what it began; and whether what it began are descriptors
@@ -110,12 +107,14 @@ impl Connection {
         daemon: Rc<RefCell<Daemon>>,
         scratch: Rc<RefCell<Scratch>>,
     ) -> Self {
+        let patience = daemon.borrow().patience();
         Self {
             id,
             socket,
             seat,
             daemon,
             scratch,
+            patience,
             inbox: Inbox::for_calls(),
             ended: false,
             whole_by: None,
@@ -159,13 +158,12 @@ impl Connection {
                 break;
             }
         }
-        let (sending, idle, watching, closing) = {
+        let (sending, idle, closing) = {
             let state = self.seat.state.borrow();
-            let is = |call: &Current| matches!(call, Current::Watching);
-            let idle = matches!(state.call, Current::None);
-            (!state.outbox.is_empty(), idle, is(&state.call), state.closing)
+            (!state.outbox.is_empty(), matches!(state.call, Current::None), state.closing)
         };
-        if !sending && ((idle && self.ended) || ((idle || watching) && closing)) {
+        // A call that still waits when the daemon ends, is undone.
+        if !sending && (closing || (idle && self.ended)) {
             return Err(self.end());
         }
         self.set_deadlines(idle, sending);
@@ -297,13 +295,13 @@ impl Connection {
 
     fn set_deadlines(&mut self, idle: bool, sending: bool) {
         if sending && self.read_by.is_none() {
-            self.read_by = Some(Instant::now() + SEND_TIME);
+            self.read_by = Some(Instant::now() + self.patience);
         }
         let stranded = self.inbox.is_stranded();
         if !idle || self.inbox.is_empty() {
             self.whole_by = None;
         } else if self.whole_by.is_none_or(|(_, was_stranded)| was_stranded != stranded) {
-            let time = if stranded { STRANDED_TIME } else { MESSAGE_TIME };
+            let time = if stranded { STRANDED_TIME } else { self.patience };
             self.whole_by = Some((Instant::now() + time, stranded));
         }
     }

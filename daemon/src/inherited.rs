@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::{
     io::{FdFlags, fcntl_setfd},
-    net::sockopt::socket_acceptconn,
+    net::{
+        AddressFamily, SocketType,
+        sockopt::{socket_acceptconn, socket_domain, socket_type},
+    },
     process::getpid,
 };
 
@@ -39,8 +42,11 @@ pub(crate) fn listening_socket() -> Result<Option<UnixListener>> {
     }
     let socket = claim_first();
     fcntl_setfd(&socket, FdFlags::CLOEXEC).context("the descriptor that systemd has passed")?;
-    if !socket_acceptconn(&socket).unwrap_or(false) {
-        bail!("the descriptor that systemd has passed is no listening socket");
+    let is_ours = socket_acceptconn(&socket).unwrap_or(false)
+        && socket_domain(&socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        && socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM);
+    if !is_ours {
+        bail!("the descriptor that systemd has passed is no listening Unix stream socket");
     }
     Ok(Some(UnixListener::from(socket)))
 }

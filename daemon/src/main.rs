@@ -83,7 +83,7 @@ fn serve(args: Args) -> Result<()> {
                 _ = interrupt.recv() => tracing::info!("ending on SIGINT"),
             }
         };
-        run::run(listener, config.limits, shutdown).await
+        run::run(listener, config.limits, config.patience, shutdown).await
     });
     drop(place);
     // A close or an open that hangs shall not keep the process.

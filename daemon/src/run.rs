@@ -69,6 +69,7 @@ pub(crate) struct Daemon {
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
     places: usize,
+    patience: Duration,
     /// Wakes who waits for the last connection to end.
     all_gone: Rc<Notify>,
 }
@@ -82,6 +83,7 @@ pub(crate) struct Daemon {
 pub(crate) async fn run(
     listener: UnixListener,
     limits: Limits,
+    patience: Duration,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (inputs, mut received) = mpsc::unbounded_channel();
@@ -99,6 +101,7 @@ pub(crate) async fn run(
         alarm: Rc::clone(&alarm),
         alarm_at: None,
         places: limits.places,
+        patience,
         all_gone: Rc::clone(&all_gone),
     }));
     let door = Door::new(listener, Rc::clone(&daemon))?;
@@ -128,6 +131,9 @@ pub(crate) async fn run(
 
     shutdown.await;
     admitting.abort();
+    // The door is closed before anybody is sent away, so that who comes back finds nobody there, and
+    // not a queue that nobody serves.
+    let _ = admitting.await;
     for seat in daemon.borrow().seats.values() {
         seat.close_soon();
     }
@@ -197,6 +203,11 @@ impl Daemon {
     /// Who closes what is held no longer.
     pub(crate) fn closer(&self) -> &Closer {
         &self.closer
+    }
+
+    /// How long a client may leave a message half sent, or an answer unread.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// How many descriptors and connections there can be.

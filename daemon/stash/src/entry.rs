@@ -144,7 +144,9 @@ impl Details {
             given_at_usec: self.given_at_usec,
             expires_at_usec: self
                 .expiry
-                .map(|expiry| self.given_at_usec.saturating_add(expiry.after_usec)),
+                .map(|expiry| self.given_at_usec.saturating_add(expiry.after_usec))
+                // The interface's integers have a sign.
+                .map(|usec| usec.min(i64::MAX.unsigned_abs())),
             revision: self.revision,
             held_by,
             labels: self.labels.clone(),

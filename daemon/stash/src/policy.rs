@@ -44,7 +44,7 @@ impl Verb {
             Self::Copy => "copy",
             Self::Close => "close",
             Self::Reopen => "reopen",
-            Self::ReopenByPath => "reopenByPath",
+            Self::ReopenByPath => "reopen by path",
             Self::List => "list",
         }
     }

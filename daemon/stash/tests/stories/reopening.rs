@@ -127,7 +127,7 @@ fn a_reopen_by_path_is_nobodys() {
     let denied = stage.call(root, by_path());
     let unknown = stage.call(stranger, by_path());
 
-    assert_eq!(denied, ["root: AccessDenied reopenByPath disk"]);
+    assert_eq!(denied, ["root: AccessDenied reopen by path disk"]);
     assert_eq!(unknown, ["stranger: NotFound disk"]);
 }
 
