@@ -320,7 +320,7 @@ impl Disk {
             if done >= count || Instant::now() > deadline {
                 return done;
             }
-            thread::yield_now();
+            thread::sleep(Duration::from_micros(100));
         }
     }
 }
@@ -381,11 +381,12 @@ impl Guest {
 
     fn stop(self) -> Outcome<Ended> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let (operations, errors) = (self.operations(), self.errors());
         let mut written = BTreeMap::new();
         for thread in self.threads {
             written.extend(thread.join().map_err(|_| "a guest thread panicked")?);
         }
+        let operations = self.shared.disk.operations.load(Ordering::Relaxed);
+        let errors = self.shared.errors.load(Ordering::Relaxed);
         let first = self.shared.first_error.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(error) = first {
             println!("   the guest's first error: {error}");
@@ -440,7 +441,7 @@ fn is_filled(buffer: &Aligned, block: u64, generation: u64) -> bool {
 }
 
 fn word_at(at: usize, block: u64, generation: u64) -> [u8; 8] {
-    (block << 32 ^ generation << 9 ^ at as u64).to_le_bytes()
+    ((block << 32) ^ (generation << 9) ^ at as u64).to_le_bytes()
 }
 
 /// Lets `qemu-img` compare the image with what the guest says that it wrote.
@@ -504,7 +505,7 @@ impl Daemon {
             if Instant::now() > deadline {
                 return Err("fdstashd did not start".into());
             }
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         Ok((daemon, socket))
     }
