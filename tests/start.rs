@@ -147,6 +147,7 @@ fn asked_to_end_it_ends_in_order() {
 
         assert_eq!(status.code(), Some(0), "{}", daemon.log());
         assert!(!daemon.socket().exists());
+        assert!(!daemon.socket().with_extension("lock").exists(), "nothing stays behind");
         assert!(watcher.is_hung_up_on());
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         assert!(daemon.log().contains("ending on SIG"));

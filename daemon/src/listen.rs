@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::{
-        fs::{DirBuilderExt, FileTypeExt},
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -17,8 +17,8 @@ use rustix::{
     process::umask,
 };
 
-/// A listening socket that this daemon has made, and the lock that says so. Removes the socket's
-/// path when it is dropped.
+/// The path of a listening socket that this daemon has made, and the lock that says so. Both are removed
+/// when it is dropped.
 pub(crate) struct Place {
     path: PathBuf,
     /// Locked for as long as this daemon lives.
@@ -54,20 +54,36 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
 
 /// Locks the place, so that of two daemons that start at a time one sees the other.
 fn lock(path: &Path) -> Result<File> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    let lock = File::options().create(true).append(true).open(&beside);
-    let lock = lock.with_context(|| format!("opening {}", Path::new(&beside).display()))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(Errno::WOULDBLOCK) => bail!(
-            "another fdstashd serves {}: stop it first, or choose another --socket",
-            path.display()
-        ),
-        Err(error) => {
-            Err(error).with_context(|| format!("locking {}", Path::new(&beside).display()))
+    let beside = beside(path);
+    loop {
+        let lock = File::options().create(true).append(true).open(&beside);
+        let lock = lock.with_context(|| format!("opening {}", beside.display()))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            // Another may have removed it at its end, after it was opened here: then nobody else
+            // would ever see this one locked.
+            Ok(()) if is_at(&lock, &beside) => return Ok(lock),
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => bail!(
+                "another fdstashd serves {}: stop it first, or choose another --socket",
+                path.display()
+            ),
+            Err(error) => {
+                return Err(error).with_context(|| format!("locking {}", beside.display()));
+            }
         }
     }
+}
+
+/// The file whose lock says that the place is taken.
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    beside.into()
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(ours), Ok(there)) = (file.metadata(), fs::metadata(path)) else { return false };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
 fn remove_dead(path: &Path) -> Result<()> {
@@ -96,8 +112,11 @@ fn remove_dead(path: &Path) -> Result<()> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "removing the socket failed");
+        // The lock last, which is held until then.
+        for path in [self.path.clone(), beside(&self.path)] {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "tidying up failed");
+            }
         }
     }
 }
