@@ -13,6 +13,7 @@ all:
 
 demo:
 	@tests/need cc cargo qemu-img
+	@echo "Building, which takes a minute or two the first time ..."
 	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --example vmm --bins
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 

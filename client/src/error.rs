@@ -130,10 +130,10 @@ fn advice_on_refusal(refusal: &Refusal) -> Option<&'static str> {
             Some("close it first, or give without being exclusive to put this in its place")
         }
         Refusal::Busy { .. } => Some("wait for it, with a time-out, or let the other side finish"),
-        Refusal::AccessDenied { .. } => {
-            Some("who gave it can share it with this user; else the daemon's policy decides")
-        }
-        Refusal::ReopenFailed { .. } => Some("the old file is still kept, as it was"),
+        Refusal::AccessDenied { .. } => Some(
+            "who gave it decides: whom it is shared with, and what it may be reopened for at most",
+        ),
+        Refusal::ReopenFailed { .. } => Some("the stash is as it was"),
         Refusal::LimitExceeded { .. } => {
             Some("close what is no longer needed, or have the daemon's limit raised")
         }

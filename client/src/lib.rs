@@ -12,7 +12,7 @@
 //! let mut client = Client::connect().await?;
 //! let disk: Name = "vm7-disk0".parse()?;
 //!
-//! // Give: the stash has a duplicate, and from here on no crash of the daemon loses it.
+//! // Give: the stash has a duplicate; `Statistics::keeper` tells what it outlives.
 //! let image = std::fs::File::options().read(true).write(true).open("/var/lib/images/vm7.img")?;
 //! client.give(&[Gift::new(disk.clone(), &image)]).await?;
 //!
@@ -34,8 +34,8 @@
 //!   has no room for one, or the connection is lost, the stash keeps what it had.
 //! - A call of **more than 253 descriptors**, the kernel's limit for a message, is several messages
 //!   and still all or nothing.
-//! - When the **daemon restarts**, calls go on as if nothing had been: an idle connection that has
-//!   ended is noticed before it is used, and what is harmless is sent again. What may have been
+//! - When the **daemon restarts**, the client connects anew: an idle connection that has ended is
+//!   noticed before it is used, and what is harmless is sent again. What may have been
 //!   carried out is not; [`Error::ConnectionLost`] says which it was.
 //! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
 //!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.

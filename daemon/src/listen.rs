@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -21,8 +21,14 @@ use rustix::{
 /// when it is dropped.
 pub(crate) struct Place {
     path: PathBuf,
-    /// Locked for as long as this daemon lives.
-    _lock: File,
+    /// There for as long as this daemon lives; goes after the socket.
+    _lock: Lock,
+}
+
+/// The lock of a place. Its file is removed when it is dropped, before it is unlocked.
+struct Lock {
+    path: PathBuf,
+    _file: File,
 }
 
 /// Listens at a path, for everybody: who may do what is decided by credentials.
@@ -53,15 +59,16 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
 }
 
 /// Locks the place, so that of two daemons that start at a time one sees the other.
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path) -> Result<Lock> {
     let beside = beside(path);
     loop {
-        let lock = File::options().create(true).append(true).open(&beside);
+        // Nobody else may open it: whoever can, can lock it too, and keep the daemon from starting.
+        let lock = File::options().create(true).append(true).mode(0o600).open(&beside);
         let lock = lock.with_context(|| format!("opening {}", beside.display()))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             // Another may have removed it at its end, after it was opened here: then nobody else
             // would ever see this one locked.
-            Ok(()) if is_at(&lock, &beside) => return Ok(lock),
+            Ok(()) if is_at(&lock, &beside) => return Ok(Lock { path: beside, _file: lock }),
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => bail!(
                 "another fdstashd serves {}: stop it first, or choose another --socket",
@@ -112,11 +119,18 @@ fn remove_dead(path: &Path) -> Result<()> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // The lock last, which is held until then.
-        for path in [self.path.clone(), beside(&self.path)] {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "tidying up failed");
-            }
-        }
+        remove(&self.path);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "tidying up failed");
     }
 }

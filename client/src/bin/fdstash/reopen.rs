@@ -17,7 +17,6 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash reopen vm7-disk0 --direct on
   fdstash reopen vm7-disk0 vm7-disk1 --access read    # both, or none
-  fdstash reopen vm7-log --path /var/log/vm7.log    # after it was rotated
   fdstash reopen vm7-disk0 --direct on -- ./hand-over
 
 The stash opens the very file that it keeps, whatever its path is called today, and lets go of the
@@ -61,7 +60,8 @@ pub(crate) struct Reopen {
     #[arg(long)]
     noatime: Option<Switch>,
 
-    /// Open what stands at this path now, not the file that is kept; the policy says who may
+    /// Open what stands at this path now, not the file that is kept; refused to all until the daemon
+    /// has a policy that says who may
     #[arg(long, value_name = "PATH")]
     path: Option<PathBuf>,
 
