@@ -211,7 +211,7 @@ fn a_refusal_is_told_in_plain_words_with_a_way_out() {
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
         "fdstash: not allowed to close entry \"disk\"\n\
-         fdstash: who gave it can share it with this user; else the daemon's policy decides\n"
+         fdstash: who gave it decides: whom it is shared with, and what it may be reopened for at most\n"
     );
     daemon.ends();
 }
