@@ -334,7 +334,7 @@ fn who_makes_the_daemon_open_a_file_cannot_send_it_signals_meanwhile() {
 
 /// The daemon's thread that acts with a user's rights, if there is one.
 fn thread_of(daemon: &Daemon, uid: u32) -> Option<Pid> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).ok()?;
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.server().0)).ok()?;
     tasks.flatten().find_map(|task| {
         let status = fs::read_to_string(task.path().join("status")).ok()?;
         let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;

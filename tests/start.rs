@@ -9,15 +9,17 @@ use std::{
         process::CommandExt,
     },
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use fdstash::blocking::Client;
-use kit::{Daemon, SOON, User, gift, is_root, names, only, pattern, program, skipped, wait_until};
+use kit::{
+    Daemon, Group, SOON, User, gift, is_root, names, only, pattern, program, skipped, wait_until,
+};
 use rustix::{
     path::DecInt,
-    process::{Pid, Signal, kill_process},
+    process::{Signal, kill_process},
 };
 use serde_json::json;
 
@@ -36,22 +38,6 @@ fn assert_fails(output: &Output, why: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(why), "{said}");
-}
-
-/// A process that is killed with its test.
-struct Killed(Child);
-
-impl Killed {
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.0)
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -84,7 +70,7 @@ fn the_socket_of_a_daemon_that_was_killed_is_replaced() {
     daemon.kill();
     assert!(daemon.socket().exists());
     let mut next = Command::new(program("fdstashd"));
-    let next = Killed(next.arg("--socket").arg(daemon.socket()).spawn().unwrap());
+    let next = Group::spawn(next.arg("--socket").arg(daemon.socket()));
 
     wait_until(SOON, || Client::connect_to(daemon.socket()).is_ok());
 
@@ -112,7 +98,7 @@ fn the_folder_of_the_socket_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fdstash/stash");
     let mut daemon = Command::new(program("fdstashd"));
-    let daemon = Killed(daemon.arg("--socket").arg(&path).spawn().unwrap());
+    let daemon = Group::spawn(daemon.arg("--socket").arg(&path));
 
     wait_until(SOON, || Client::connect_to(&path).is_ok());
 
@@ -160,8 +146,7 @@ fn the_limit_on_open_files_is_raised_as_far_as_it_goes() {
     let path = folder.path().join("stash");
     let mut shell = Command::new("/bin/sh");
     let soft = "ulimit -S -n 64; exec \"$0\" --socket \"$1\"";
-    let daemon = shell.arg("-c").arg(soft).arg(program("fdstashd")).arg(&path).spawn().unwrap();
-    let daemon = Killed(daemon);
+    let daemon = Group::spawn(shell.arg("-c").arg(soft).arg(program("fdstashd")).arg(&path));
     wait_until(SOON, || Client::connect_to(&path).is_ok());
 
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
@@ -187,13 +172,13 @@ fn a_socket_that_the_shell_passes_is_served() {
 
     // What is passed is no socket at all.
     assert_fails(&passes(null().into()).output().unwrap(), "is no listening Unix stream socket");
-    let mut daemon = Killed(passes(listener.into()).spawn().unwrap());
+    let mut daemon = Group::spawn(&mut passes(listener.into()));
 
     let mut client = Client::connect_to(&path).unwrap();
     client.give(&[gift("a", null())]).unwrap();
     only(client.take(&names(["a"])).unwrap());
     kill_process(daemon.pid(), Signal::TERM).unwrap();
-    assert!(daemon.0.wait().unwrap().success());
+    assert!(daemon.wait().success());
     assert!(path.exists(), "whoever made the socket removes it");
 }
 
@@ -206,7 +191,7 @@ fn a_socket_that_was_passed_to_another_process_is_not_taken() {
     let mut shell = Command::new("/bin/sh");
     let passing = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=1 exec \"$0\" --socket \"$1\"";
     shell.arg("-c").arg(passing).arg(program("fdstashd")).arg(&path);
-    let daemon = Killed(shell.stdin(std::os::fd::OwnedFd::from(listener)).spawn().unwrap());
+    let daemon = Group::spawn(shell.stdin(std::os::fd::OwnedFd::from(listener)));
 
     wait_until(SOON, || Client::connect_to(&path).is_ok());
 
@@ -219,10 +204,7 @@ fn systemds_own_tool_passes_it_a_socket() {
     let path = folder.path().join("stash");
     let mut activate = Command::new("systemd-socket-activate");
     activate.arg("--listen").arg(&path).arg(program("fdstashd"));
-    let activate = match activate.stderr(Stdio::null()).spawn() {
-        Ok(child) => Killed(child),
-        Err(error) => return skipped(&format!("systemd-socket-activate: {error}")),
-    };
+    let activate = Group::spawn(activate.stderr(Stdio::null()));
     wait_until(SOON, || path.exists());
 
     // The first connection starts it.
@@ -270,7 +252,7 @@ fn a_users_own_daemon_has_its_place_in_the_users_runtime_folder() {
     };
 
     let nowhere = by_user().output().unwrap();
-    let daemon = Killed(by_user().env("XDG_RUNTIME_DIR", &runtime).spawn().unwrap());
+    let daemon = Group::spawn(by_user().env("XDG_RUNTIME_DIR", &runtime));
     let place = runtime.join("fdstash/org.fdstash.Stash");
     wait_until(SOON, || Client::connect_to(&place).is_ok());
 
@@ -286,8 +268,8 @@ fn a_daemon_whose_log_nobody_reads_any_more_lives_on() {
     let path = folder.path().join("stash");
     let mut daemon = Command::new(program("fdstashd"));
     daemon.arg("--socket").arg(&path).args(["--log", "debug"]).stderr(Stdio::piped());
-    let mut daemon = Killed(daemon.spawn().unwrap());
-    let mut stderr = daemon.0.stderr.take().unwrap();
+    let mut daemon = Group::spawn(&mut daemon);
+    let mut stderr = daemon.first().stderr.take().unwrap();
     wait_until(SOON, || Client::connect_to(&path).is_ok());
     let _ = stderr.read(&mut [0; 64]).unwrap();
 
@@ -299,5 +281,5 @@ fn a_daemon_whose_log_nobody_reads_any_more_lives_on() {
         let _ = client.take(&names(["none"]));
         only(client.take(&names(["a"])).unwrap());
     }
-    assert!(daemon.0.try_wait().unwrap().is_none());
+    assert!(daemon.first().try_wait().unwrap().is_none());
 }

@@ -749,7 +749,7 @@ fn the_statistics_add_up() {
     assert_eq!((told.copied, told.closed, told.reopened), (3, 2, 1));
     assert_eq!((told.expired, told.refused, told.connections), (1, 1, 1));
     assert_eq!(told.entries, told.given - told.taken - told.closed - told.expired);
-    assert_eq!((told.transactions, told.keeper, told.restores), (0, Keeper::Nobody, 0));
+    assert_eq!((told.transactions, told.keeper, told.restores), (0, Keeper::Process, 0));
 }
 
 #[test]

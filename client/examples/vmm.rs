@@ -33,7 +33,10 @@ use std::{
 
 use clap::Parser;
 use fdstash::{Entry, Gift, Handed, Name, Pattern, Reopening, blocking::Client};
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::{
+    fs::{OFlags, fcntl_getfl},
+    process::{Pid, Signal, kill_process},
+};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -513,7 +516,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // Asked to, it ends with both of its processes.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
         let _ = self.0.wait();
     }
 }

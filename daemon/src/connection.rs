@@ -12,7 +12,7 @@ use std::{
 };
 
 use fdstash_proto::{
-    Frame, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Refusal, Reply, Request, reply,
+    Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Reply, Request, reply,
     socket::{self, Received},
 };
 use fdstash_stash::ConnectionId;
@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     descriptor::Descriptor,
+    door::no_room,
     inspect::is_hung_up,
     run::{Daemon, Input},
     seat::{Current, Left, Seat, State, fitting},
@@ -81,12 +82,12 @@ pub(crate) enum End {
 
 /// One connection's task. Owns the socket and what has come over it.
 pub(crate) struct Connection {
-    id: ConnectionId,
-    socket: UnixStream,
-    seat: Rc<Seat>,
-    daemon: Rc<RefCell<Daemon>>,
+    pub(crate) id: ConnectionId,
+    pub(crate) socket: UnixStream,
+    pub(crate) seat: Rc<Seat>,
+    pub(crate) daemon: Rc<RefCell<Daemon>>,
     scratch: Rc<RefCell<Scratch>>,
-    inbox: Inbox<Descriptor>,
+    pub(crate) inbox: Inbox<Descriptor>,
     /// How long the rest of a message may take to come, in which its descriptors take room here; and
     /// how long the client may read nothing of what is sent to it.
     patience: Duration,
@@ -104,15 +105,17 @@ impl Connection {
         id: ConnectionId,
         socket: UnixStream,
         seat: Rc<Seat>,
-        daemon: Rc<RefCell<Daemon>>,
-        scratch: Rc<RefCell<Scratch>>,
+        daemon: &Rc<RefCell<Daemon>>,
     ) -> Self {
-        let patience = daemon.borrow().patience();
+        let (patience, scratch) = {
+            let daemon = daemon.borrow();
+            (daemon.patience(), Rc::clone(&daemon.scratch))
+        };
         Self {
             id,
             socket,
             seat,
-            daemon,
+            daemon: Rc::clone(daemon),
             scratch,
             patience,
             inbox: Inbox::for_calls(),
@@ -162,9 +165,15 @@ impl Connection {
             let state = self.seat.state.borrow();
             (!state.outbox.is_empty(), matches!(state.call, Current::None), state.closing)
         };
+        if self.seat.state.borrow().is_cut {
+            return Err(End::Closed);
+        }
         // A call that still waits when the daemon ends, is undone.
         if !sending && (closing || (idle && self.ended)) {
             return Err(self.end());
+        }
+        if let Some(rest) = self.rest() {
+            return self.wait_for_thaw(rest).await;
         }
         self.set_deadlines(idle, sending);
         // Behind a call that is not finished one read is enough to see the client go.
@@ -194,7 +203,7 @@ impl Connection {
                     return Ok(began);
                 }
                 match &state.call {
-                    Current::None if state.closing => return Ok(began),
+                    Current::None if state.closing || self.is_frozen() => return Ok(began),
                     Current::None => {}
                     Current::Listing(..) => {
                         self.list_part(&mut state);
@@ -383,12 +392,6 @@ impl Connection {
         // If it does not get even this, it still sees its connection close.
         let _ = self.send(&frame.bytes, &no_fds);
     }
-}
-
-/// The message to a client for whom there is no room in the process's table.
-pub(crate) fn no_room(places: usize) -> Frame<OwnedFd> {
-    let value = i64::try_from(places).unwrap_or(i64::MAX);
-    reply::write(Err(Refusal::LimitExceeded { limit: "descriptors".into(), value }), false)
 }
 
 fn is_gone(error: &io::Error) -> bool {

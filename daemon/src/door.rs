@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Frame, reply};
+use fdstash_proto::{Frame, Refusal, reply};
 use rustix::{
     io::Errno,
     net::{SendFlags, SocketFlags, accept_with},
@@ -23,12 +23,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use crate::{
-    connection::{Connection, Scratch, no_room},
-    peer,
-    reminder::Reminder,
-    run::Daemon,
-};
+use crate::{connection::Connection, peer, reminder::Reminder, run::Daemon};
 
 /// How long to wait where the kernel cannot give a connection for a reason that will pass.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -37,7 +32,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Door {
     listener: UnixListener,
     daemon: Rc<RefCell<Daemon>>,
-    scratch: Rc<RefCell<Scratch>>,
     /// Keeps one number free: given up, there is a place for the connection to be turned away on.
     spare: Option<File>,
     reminder: Reminder,
@@ -51,9 +45,8 @@ impl Door {
         listener.set_nonblocking(true).context("making the listening socket non-blocking")?;
         let listener =
             UnixListener::from_std(listener).context("waiting for the listening socket")?;
-        let scratch = Rc::new(RefCell::new(Scratch::new()));
         let spare = Some(spare().context("opening /dev/null")?);
-        Ok(Self { listener, daemon, scratch, spare, reminder: Reminder::default() })
+        Ok(Self { listener, daemon, spare, reminder: Reminder::default() })
     }
 
     /// Admits connections for ever.
@@ -82,8 +75,7 @@ impl Door {
         match admitted {
             Ok((id, seat)) => {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection admitted");
-                let (daemon, scratch) = (Rc::clone(&self.daemon), Rc::clone(&self.scratch));
-                spawn_local(Connection::new(id, socket, seat, daemon, scratch).run());
+                spawn_local(Connection::new(id, socket, seat, &self.daemon).run());
             }
             Err(refusal) => {
                 self.remind(&refusal.to_string());
@@ -123,6 +115,12 @@ impl Door {
 /// connection close.
 fn refuse(socket: impl AsFd, frame: &Frame<OwnedFd>) {
     let _ = rustix::net::send(socket, &frame.bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+/// The message to a client for whom there is no room in the process's table.
+pub(crate) fn no_room(places: usize) -> Frame<OwnedFd> {
+    let value = i64::try_from(places).unwrap_or(i64::MAX);
+    reply::write(Err(Refusal::LimitExceeded { limit: "descriptors".into(), value }), false)
 }
 
 fn spare() -> io::Result<File> {

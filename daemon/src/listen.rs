@@ -3,9 +3,12 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -17,18 +20,11 @@ use rustix::{
     process::umask,
 };
 
-/// The path of a listening socket that this daemon has made, and the lock that says so. Both are removed
-/// when it is dropped.
+/// The path of a listening socket that this daemon has made, and the lock that says so.
 pub(crate) struct Place {
     path: PathBuf,
-    /// There for as long as this daemon lives; goes after the socket.
-    _lock: Lock,
-}
-
-/// The lock of a place. Its file is removed when it is dropped, before it is unlocked.
-struct Lock {
-    path: PathBuf,
-    _file: File,
+    /// Locked for as long as the daemon lives.
+    lock: File,
 }
 
 /// Listens at a path, for everybody: who may do what is decided by credentials.
@@ -55,11 +51,11 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
     let listener = UnixListener::bind(path);
     umask(before);
     let listener = listener.with_context(|| format!("listening at {}", path.display()))?;
-    Ok((listener, Place { path: path.to_owned(), _lock: lock }))
+    Ok((listener, Place { path: path.to_owned(), lock }))
 }
 
 /// Locks the place, so that of two daemons that start at a time one sees the other.
-fn lock(path: &Path) -> Result<Lock> {
+fn lock(path: &Path) -> Result<File> {
     let beside = beside(path);
     loop {
         // Nobody else may open it: whoever can, can lock it too, and keep the daemon from starting.
@@ -68,7 +64,7 @@ fn lock(path: &Path) -> Result<Lock> {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             // Another may have removed it at its end, after it was opened here: then nobody else
             // would ever see this one locked.
-            Ok(()) if is_at(&lock, &beside) => return Ok(Lock { path: beside, _file: lock }),
+            Ok(()) if is_at(&lock, &beside) => return Ok(lock),
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => bail!(
                 "another fdstashd serves {}: stop it first, or choose another --socket",
@@ -117,15 +113,21 @@ fn remove_dead(path: &Path) -> Result<()> {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        remove(&self.path);
+impl Place {
+    /// The place that an earlier version of this program has left, with its lock.
+    pub(crate) fn from_before(path: PathBuf, lock: File) -> Self {
+        Self { path, lock }
     }
-}
 
-impl Drop for Lock {
-    fn drop(&mut self) {
+    /// The descriptor that has the lock.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Removes the socket, and then the lock: the daemon ends.
+    pub(crate) fn remove(&self) {
         remove(&self.path);
+        remove(&beside(&self.path));
     }
 }
 

@@ -11,30 +11,47 @@ mod closer;
 mod connection;
 mod descriptor;
 mod door;
+mod handover;
 mod hangups;
+mod heart;
 mod inherited;
 mod inspect;
+mod journal;
+mod keeper;
+mod lasting;
 mod listen;
 mod open;
 mod peer;
 mod perform;
 mod polled;
+mod process;
 mod reminder;
+mod rest;
+mod restore;
 mod run;
 mod seat;
+mod server;
+mod spare;
+mod steps;
 
 use std::{io::IsTerminal, panic, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tokio::{
-    runtime::{Builder, LocalOptions},
-    signal::unix::{SignalKind, signal},
+
+use crate::{
+    args::Args,
+    heart::Heart,
+    inherited::{Inherited, listening_socket},
+    keeper::{Keeper, Start},
+    lasting::Lasting,
 };
 
-use crate::args::Args;
-
 fn main() -> ExitCode {
+    // Before anything else: whoever execs this has these blocked.
+    process::block_signals();
+    // The program may run by another name than its own.
+    let _ = rustix::thread::set_name(c"fdstashd");
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_max_level(args.log())
@@ -45,8 +62,8 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     abort_on_panic();
-    match serve(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    match keep(args) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
@@ -54,41 +71,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: Args) -> Result<()> {
-    // First of all, while the number that was passed is surely still what it was.
-    let passed = inherited::listening_socket()?;
+/// Keeps servers, each in a process of its own, until the daemon ends.
+fn keep(args: Args) -> Result<u8> {
+    if lasting::rehearse()? {
+        return Ok(0);
+    }
+    // First of all, while the numbers that were passed are surely still what they were.
+    let (mut passed, named) = Inherited::from_systemd()?;
+    let passed = listening_socket(&mut passed, &named, |_| false)?;
     let config = args.into_config()?;
-    let (listener, place) = match passed {
-        Some(listener) => {
-            tracing::info!("serving the socket that was passed");
-            (listener, None)
-        }
-        None => {
-            let path = config.socket.map_or_else(args::default_socket, Ok)?;
-            let (listener, place) = listen::listen(&path)?;
-            tracing::info!(socket = %path.display(), "serving");
-            (listener, Some(place))
-        }
-    };
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .context("starting the event loop")?;
-    let outcome = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-        let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("ending on SIGTERM"),
-                _ = interrupt.recv() => tracing::info!("ending on SIGINT"),
-            }
-        };
-        run::run(listener, config.limits, config.patience, shutdown).await
-    });
-    drop(place);
-    // A close or an open that hangs shall not keep the process.
-    runtime.shutdown_background();
-    outcome
+    let before = Lasting::from_before(&config)?;
+    let is_going_on = before.is_some();
+    let lasting = before.map_or_else(|| Lasting::new(passed, &config), Ok)?;
+    let start = if lasting.baton.is_some() { Start::TakeOver } else { Start::Serve };
+    let lasting: &'static Lasting = Box::leak(Box::new(lasting));
+    let heart = Heart::new().context("sharing memory with the server")?;
+    let serve = |start| server::run(lasting, &config, heart, start);
+    let keeper =
+        Keeper::new(heart, lasting, start, is_going_on, &serve).context("finding this program")?;
+    Ok(keeper.run())
 }
 
 /// A panic is a fault of ours after which nothing is sure: it ends the process at once, and not one

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
-use fdstash_stash::{ConnectionId, Effect, Effects, Opening};
+use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
 
 use crate::{
     descriptor::Descriptor,
+    inherited::number,
     open::open_all,
     run::{Daemon, Input, with_drift},
     seat::Answered,
@@ -16,8 +17,7 @@ impl Daemon {
     pub(crate) fn perform(&mut self, effects: Effects<Descriptor>) {
         for effect in effects {
             match effect {
-                // Nothing outlives this process yet, as the statistics tell.
-                Effect::Record(_) => {}
+                Effect::Record(record) => self.record(&record),
                 Effect::Answer { to, outcome, confirm } => self.answer(to, outcome, confirm),
                 Effect::List { to, pattern } => {
                     let Some(seat) = self.seats.get(&to) else { continue };
@@ -34,6 +34,16 @@ impl Daemon {
         }
     }
 
+    /// Writes a record down. There is room for it; where it cannot be written all the same, this
+    /// server knows what the next will not, and must not say it to anybody.
+    fn record(&mut self, record: &Record<Descriptor>) {
+        let written = self.journal.append(|bytes| record.write(|fd| number(fd), bytes));
+        if let Err(error) = written {
+            tracing::error!(%error, "writing the journal failed, starting anew from what it says");
+            std::process::abort();
+        }
+    }
+
     fn answer(
         &mut self,
         to: ConnectionId,
@@ -41,6 +51,7 @@ impl Daemon {
         confirm: bool,
     ) {
         let Some(seat) = self.seats.get(&to) else { return };
+        self.heart.answered();
         if let Err(refusal) = &outcome {
             let peer = seat.who.peer;
             tracing::debug!(uid = peer.uid, pid = peer.pid, %refusal, "call refused");

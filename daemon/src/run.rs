@@ -6,15 +6,13 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
-    future::Future,
-    os::unix::net::UnixListener,
     rc::Rc,
     time::Duration,
 };
 
-use anyhow::Result;
-use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
-use fdstash_stash::{ConnectionId, Effects, EntryId, Inspected, Limits, OpenFailure, Stash, Who};
+use anyhow::{Context, Result};
+use fdstash_proto::{Call, Entry, Name, Pattern, Refusal};
+use fdstash_stash::{ConnectionId, Doing, Effects, EntryId, Inspected, OpenFailure, Stash, Who};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -22,18 +20,21 @@ use tokio::{
 };
 
 use crate::{
+    args::Config,
     clock::{self, Alarm},
     closer::Closer,
+    connection::{Connection, Scratch},
     descriptor::Descriptor,
-    door::Door,
+    handover::Pause,
     hangups::Hangups,
+    heart::Heart,
     inspect::{flags_now, inspect},
+    journal::Journal,
+    lasting::Lasting,
     reminder::Reminder,
+    restore::{Restored, rewrite},
     seat::Seat,
 };
-
-/// How long connections may take to end when the daemon does.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Everything that can happen.
 pub(crate) enum Input {
@@ -58,6 +59,9 @@ pub(crate) enum Input {
 /// The stash, and who and what there is around it.
 pub(crate) struct Daemon {
     pub(crate) stash: Stash<Descriptor>,
+    pub(crate) journal: Journal,
+    pub(crate) heart: Heart,
+    pub(crate) scratch: Rc<RefCell<Scratch>>,
     pub(crate) seats: BTreeMap<ConnectionId, Rc<Seat>>,
     pub(crate) hangups: Rc<Hangups>,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
@@ -71,85 +75,100 @@ pub(crate) struct Daemon {
     places: usize,
     patience: Duration,
     /// Wakes who waits for the last connection to end.
-    all_gone: Rc<Notify>,
-}
-
-/// Serves a listening socket until `shutdown` is there, and then ends in order: what has been asked
-/// is answered, if its client reads it in time.
-///
-/// # Errors
-///
-/// If the kernel has no epoll or timer for it.
-pub(crate) async fn run(
-    listener: UnixListener,
-    limits: Limits,
-    patience: Duration,
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
-    let (inputs, mut received) = mpsc::unbounded_channel();
-    let hangups = Rc::new(Hangups::new()?);
-    let alarm = Rc::new(Alarm::new()?);
-    let all_gone = Rc::new(Notify::new());
-    let daemon = Rc::new(RefCell::new(Daemon {
-        stash: Stash::new(limits, Keeper::Nobody),
-        seats: BTreeMap::new(),
-        hangups: Rc::clone(&hangups),
-        inputs,
-        pending: VecDeque::new(),
-        reminder: Reminder::default(),
-        closer: Closer::new(Handle::current()),
-        alarm: Rc::clone(&alarm),
-        alarm_at: None,
-        places: limits.places,
-        patience,
-        all_gone: Rc::clone(&all_gone),
-    }));
-    let door = Door::new(listener, Rc::clone(&daemon))?;
-
-    let of_pool = Rc::clone(&daemon);
-    spawn_local(async move {
-        while let Some(input) = received.recv().await {
-            of_pool.borrow_mut().handle(input);
-        }
-    });
-    let of_alarm = Rc::clone(&daemon);
-    spawn_local(async move {
-        loop {
-            alarm.ring().await;
-            of_alarm.borrow_mut().handle(Input::Tick);
-        }
-    });
-    let of_hangups = Rc::clone(&daemon);
-    spawn_local(async move {
-        loop {
-            for id in hangups.next().await {
-                of_hangups.borrow_mut().handle(Input::HungUp(id));
-            }
-        }
-    });
-    let admitting = spawn_local(door.admit());
-
-    shutdown.await;
-    admitting.abort();
-    // The door is closed before anybody is sent away, so that who comes back finds nobody there, and
-    // not a queue that nobody serves.
-    let _ = admitting.await;
-    for seat in daemon.borrow().seats.values() {
-        seat.close_soon();
-    }
-    let _ = tokio::time::timeout(FAREWELL, async {
-        while !daemon.borrow().seats.is_empty() {
-            all_gone.notified().await;
-        }
-    })
-    .await;
-    Ok(())
+    pub(crate) all_gone: Rc<Notify>,
+    /// How far it has stopped, so that another may go on.
+    pub(crate) pause: Pause,
 }
 
 impl Daemon {
+    /// A daemon that goes on with what was restored, and the inputs that come to it from elsewhere.
+    pub(crate) fn new(
+        lasting: &'static Lasting,
+        config: &Config,
+        heart: Heart,
+        restored: Restored,
+    ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
+        let Restored { stash, effects, connections, unknown, back, missing } = restored;
+        let (inputs, received) = mpsc::unbounded_channel();
+        let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
+        rewrite(&mut journal, &stash).context("writing the journal anew")?;
+        let restores = stash.statistics().restores;
+        let daemon = Self {
+            stash,
+            journal,
+            heart,
+            seats: BTreeMap::new(),
+            scratch: Rc::new(RefCell::new(Scratch::new())),
+            hangups: Rc::new(Hangups::new()?),
+            inputs,
+            pending: VecDeque::new(),
+            reminder: Reminder::default(),
+            closer: Closer::new(Handle::current()),
+            alarm: Rc::new(Alarm::new()?),
+            alarm_at: None,
+            places: config.limits.places,
+            patience: config.patience,
+            all_gone: Rc::default(),
+            pause: Pause::default(),
+        };
+        let daemon = Rc::new(RefCell::new(daemon));
+        if restores > 0 {
+            let (closed, connections) = (unknown.len(), connections.len());
+            tracing::info!(back, missing, closed, connections, "came back to what was kept");
+        }
+        for connected in connections {
+            Connection::resume(&daemon, connected);
+        }
+        let mut borrowed = daemon.borrow_mut();
+        for fd in unknown {
+            borrowed.closer.close(fd);
+        }
+        borrowed.perform(effects);
+        borrowed.handle(Input::Tick);
+        drop(borrowed);
+        Ok((daemon, received))
+    }
+
+    /// Has it handle what comes from elsewhere than its connections.
+    pub(crate) fn listen_to_itself(
+        daemon: &Rc<RefCell<Self>>,
+        mut inputs: mpsc::UnboundedReceiver<Input>,
+    ) {
+        let of_pool = Rc::clone(daemon);
+        spawn_local(async move {
+            while let Some(input) = inputs.recv().await {
+                of_pool.borrow_mut().handle(input);
+            }
+        });
+        let (of_alarm, alarm) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().alarm));
+        spawn_local(async move {
+            loop {
+                alarm.ring().await;
+                of_alarm.borrow_mut().handle(Input::Tick);
+            }
+        });
+        let (of_hangups, hangups) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().hangups));
+        spawn_local(async move {
+            loop {
+                for id in hangups.next().await {
+                    of_hangups.borrow_mut().handle(Input::HungUp(id));
+                }
+            }
+        });
+    }
+
     /// Does all that an input leads to.
     pub(crate) fn handle(&mut self, input: Input) {
         self.pending.push_back(input);
+        if self.pause.is_still {
+            // It is for whoever goes on.
+            return;
+        }
+        self.handle_pending();
+    }
+
+    /// Does all that is to be done.
+    pub(crate) fn handle_pending(&mut self) {
         while let Some(input) = self.pending.pop_front() {
             let now = clock::now();
             let effects = match input {
@@ -159,6 +178,7 @@ impl Daemon {
                 Input::Sent(by) => self.stash.sent(by, now),
                 Input::Unsent(by) => self.stash.unsent(by, now),
                 Input::Disconnected(by) => {
+                    self.pause.forget(by);
                     self.seats.remove(&by);
                     self.all_gone.notify_one();
                     self.stash.disconnect(by, now)
@@ -171,6 +191,11 @@ impl Daemon {
                 }
             };
             self.perform(effects);
+        }
+        if self.journal.is_heavy(self.stash.weight().kept) {
+            if let Err(error) = rewrite(&mut self.journal, &self.stash) {
+                tracing::warn!(%error, "writing the journal anew failed, it goes on growing");
+            }
         }
         let due = self.stash.next_due();
         if due != self.alarm_at {
@@ -187,6 +212,12 @@ impl Daemon {
         Ok((id, seat))
     }
 
+    /// Gives a connection its seat back that another server had.
+    pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
+        self.stash.resume(id, who, doing);
+        self.seats.insert(id, Rc::clone(seat));
+    }
+
     /// The next entries that a connection may see, with the flags that have drifted.
     pub(crate) fn list(
         &self,
@@ -198,6 +229,15 @@ impl Daemon {
         let (listed, next) = self.stash.list(by, pattern, after, most);
         let entries = listed.into_iter().map(|listed| with_drift(listed.entry, &listed.fd));
         (entries.collect(), next)
+    }
+
+    /// Writes the journal anew, after others may have done so.
+    pub(crate) fn reopen_journal(&mut self) {
+        let outcome = self.journal.reopen().and_then(|()| rewrite(&mut self.journal, &self.stash));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "writing the journal failed, starting anew from what it says");
+            std::process::abort();
+        }
     }
 
     /// Who closes what is held no longer.
@@ -217,14 +257,22 @@ impl Daemon {
 
     /// Finds out what the gifts of a call are, and makes it.
     fn call(&mut self, by: ConnectionId, call: Call<Descriptor>) -> Effects<Descriptor> {
-        match call.try_map(inspect) {
-            Ok(call) => self.stash.call(by, call, clock::now()),
+        let call = match call.try_map(inspect) {
+            Ok(call) => call,
             Err((name, errno)) => {
                 tracing::error!(%name, %errno, "looking at a descriptor failed");
                 let reason = format!("looking at the descriptor failed: {errno}");
-                self.stash.misunderstood(by, Refusal::NotDurable { reason })
+                return self.stash.misunderstood(by, Refusal::NotDurable { reason });
             }
+        };
+        // All that can fail comes before all that changes.
+        let needed = self.stash.weight().promised + self.stash.weight_of(&call);
+        if let Err(error) = self.journal.make_room(needed) {
+            tracing::error!(%error, "there is no memory for the journal");
+            let reason = format!("there is no memory to write it down: {error}");
+            return self.stash.misunderstood(by, Refusal::NotDurable { reason });
         }
+        self.stash.call(by, call, clock::now())
     }
 }
 

@@ -38,8 +38,10 @@ pub(crate) struct State {
     pub(crate) fds: usize,
     /// Whether the connection is to close, as soon as its answers have left.
     pub(crate) closing: bool,
+    /// Whether it is to close, whatever it is at.
+    pub(crate) is_cut: bool,
     /// Changes that a watcher was not told of.
-    lost: u64,
+    pub(crate) lost: u64,
 }
 
 /// What the stash wants to know when an answer has left.
@@ -64,8 +66,13 @@ pub(crate) enum Current {
 
 impl Seat {
     pub(crate) fn new(who: Who) -> Self {
+        Self::at(who, Current::None, 0)
+    }
+
+    /// One that is at a call already, and was not told of so many changes.
+    pub(crate) fn at(who: Who, call: Current, lost: u64) -> Self {
         let outbox = Outbox::new();
-        let state = State { outbox, call: Current::None, fds: 0, closing: false, lost: 0 };
+        let state = State { outbox, call, fds: 0, closing: false, is_cut: false, lost };
         Self { who, state: RefCell::new(state), news: Notify::new(), awake: Cell::new(false) }
     }
 
@@ -140,7 +147,8 @@ impl Seat {
         self.awake.set(awake);
     }
 
-    fn wake(&self) {
+    /// Has the task look for news.
+    pub(crate) fn wake(&self) {
         if !self.awake.get() {
             self.news.notify_one();
         }
@@ -149,6 +157,12 @@ impl Seat {
     /// Closes the connection when its answers have left.
     pub(crate) fn close_soon(&self) {
         self.state.borrow_mut().closing = true;
+        self.wake();
+    }
+
+    /// Closes the connection, whatever it is at.
+    pub(crate) fn cut(&self) {
+        self.state.borrow_mut().is_cut = true;
         self.wake();
     }
 

@@ -130,6 +130,12 @@ impl<F> Inbox<F> {
         Ok(())
     }
 
+    /// What has come and is not yet understood: bytes, and the descriptors that came with them.
+    /// Another inbox that is fed both goes on from there.
+    pub fn unread(&self) -> (&[u8], impl Iterator<Item = &F>) {
+        (&self.buffer[self.start..], self.supply.0.iter())
+    }
+
     /// The next whole message, as a call.
     ///
     /// # Errors

@@ -219,6 +219,19 @@ impl Flags {
         Self::NAMED.into_iter().filter(move |(flag, _)| self.contains(*flag)).map(|(_, word)| word)
     }
 
+    /// These as bits, which stay the same in every version.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Those whose [`bits`](Self::bits) these are; none, if they are nobody's.
+    #[must_use]
+    pub fn from_bits(bits: u8) -> Option<Self> {
+        let all = Self::NAMED.into_iter().fold(0, |all, (flag, _)| all | flag.0);
+        (bits & !all == 0).then_some(Self(bits))
+    }
+
     fn from_words(words: &[String]) -> Result<Self, String> {
         words.iter().try_fold(Self::NONE, |flags, word| {
             let known = Self::NAMED.into_iter().find(|(_, known)| known == word);

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, Permissions},
     os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     thread,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{Raw, SOON, User, wait_until};
+use crate::{Group, Raw, SOON, User, wait_until};
 
 /// A program of this workspace, built: `fdstashd`, `fdstash` or `examples/vmm`.
 ///
@@ -101,20 +101,19 @@ impl Builder {
             command.uid(user.uid).gid(user.gid);
         }
         let stderr = File::create(&log).expect("a log can be made");
-        let child = command.stdin(Stdio::null()).stderr(stderr).spawn();
-        let child = child.expect("the daemon can be started");
-        let daemon = Daemon { child, socket, log, folder, has_ended: false };
+        let processes = Group::spawn(command.stdin(Stdio::null()).stderr(stderr));
+        let daemon = Daemon { processes, socket, log, folder, has_ended: false };
         wait_until(SOON, || UnixStream::connect(&daemon.socket).is_ok());
         daemon
     }
 }
 
-/// A running daemon, killed when it is dropped.
+/// A running daemon, killed with all its processes when it is dropped.
 ///
 /// A test in which it ends by itself, or panics, fails.
 #[derive(Debug)]
 pub struct Daemon {
-    child: Child,
+    processes: Group,
     socket: PathBuf,
     log: PathBuf,
     folder: TempDir,
@@ -146,10 +145,48 @@ impl Daemon {
         self.folder.path().join(below)
     }
 
-    /// Its process.
+    /// Its first process, the keeper.
     #[must_use]
     pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        self.processes.pid()
+    }
+
+    /// The process that serves, and the one that keeps for it, as it has said last.
+    ///
+    /// # Panics
+    ///
+    /// If none has said so yet.
+    #[must_use]
+    pub fn server(&self) -> (Pid, Pid) {
+        let log = self.log();
+        let line = log.lines().rev().find(|line| line.contains("server ready"));
+        let line = line.expect("a server is ready");
+        let number = |key: &str| {
+            let value = line.split(key).nth(1).and_then(|rest| rest.split(' ').next());
+            let number = value.and_then(|value| value.parse().ok());
+            number.and_then(Pid::from_raw).expect("a process has a number")
+        };
+        (number(" pid="), number(" keeper="))
+    }
+
+    /// How many servers there have been.
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        self.log().matches("server ready").count()
+    }
+
+    /// Ends the server without a warning, and waits until the next one serves.
+    pub fn kill_server(&self) {
+        let before = self.servers();
+        kill_process(self.server().0, Signal::KILL).expect("the server can be killed");
+        wait_until(SOON, || self.servers() > before);
+    }
+
+    /// Has it replaced by what stands at its path, and waits until that serves.
+    pub fn upgrade(&self) {
+        let before = self.servers();
+        self.signal(Signal::HUP);
+        wait_until(SOON, || self.servers() > before);
     }
 
     /// A client of the library's, as the user who runs the test.
@@ -187,13 +224,13 @@ impl Daemon {
     /// How many descriptors it has open.
     #[must_use]
     pub fn open_descriptors(&self) -> usize {
-        fs::read_dir(self.proc("fd")).map_or(0, Iterator::count)
+        fs::read_dir(of_process(self.pid(), "fd")).map_or(0, Iterator::count)
     }
 
     /// How much of the machine's memory it takes, in bytes.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(self.proc("status")).unwrap_or_default();
+        let status = fs::read_to_string(of_process(self.server().0, "status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kilobytes.unwrap_or_default() << 10
@@ -202,7 +239,7 @@ impl Daemon {
     /// How long it has kept a processor busy.
     #[must_use]
     pub fn busy(&self) -> Duration {
-        let stat = fs::read_to_string(self.proc("stat")).unwrap_or_default();
+        let stat = fs::read_to_string(of_process(self.server().0, "stat")).unwrap_or_default();
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let fields = after_name.split_whitespace();
         // utime and stime, in hundredths of a second.
@@ -253,27 +290,36 @@ impl Daemon {
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.has_ended = true;
-        wait_until(SOON, || self.child.try_wait().is_ok_and(|ended| ended.is_some()));
-        self.child.wait().expect("it has ended")
+        self.processes.wait()
     }
 
     /// Ends it without a warning.
     pub fn kill(&mut self) {
         self.has_ended = true;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.processes.kill();
     }
 
-    fn proc(&self, file: &str) -> PathBuf {
-        format!("/proc/{}/{file}", self.child.id()).into()
+    /// Ends its first keeper without a warning. The server serves on.
+    pub fn kill_keeper(&mut self) {
+        self.has_ended = true;
+        self.processes.kill_first();
     }
+
+    /// How many of its processes live.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.processes.alive()
+    }
+}
+
+fn of_process(pid: Pid, file: &str) -> PathBuf {
+    format!("/proc/{}/{file}", pid.as_raw_pid()).into()
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let ended = self.child.try_wait().ok().flatten();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let ended = self.processes.first().try_wait().ok().flatten();
+        self.processes.kill();
         let log = self.log();
         if thread::panicking() {
             eprintln!("the daemon's log:\n{log}");

@@ -6,6 +6,7 @@
 //! comes through them, never by number.
 
 mod daemon;
+mod group;
 mod machine;
 mod raw;
 mod user;
@@ -22,6 +23,7 @@ use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
     daemon::{Builder, Daemon, program},
+    group::Group,
     machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
     raw::{Raw, call, gifts, messages},
     user::User,

@@ -14,6 +14,7 @@
 //! - What is closed has left the stash, and the record that says so stands before it.
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod effect;
 mod entry;
 mod facts;
@@ -21,15 +22,22 @@ mod give;
 mod lookup;
 mod opening;
 mod policy;
+mod record;
 mod reopen;
+mod restore;
 mod stash;
 mod take;
 mod transaction;
+mod weight;
 
+pub use bytes::Unreadable;
 pub use effect::{Effect, Effects, Record};
-pub use entry::{Details, EntryId, Kept};
+pub use entry::{Details, EntryId, Expiry, Kept};
 pub use facts::{Facts, Inspected, Now};
 pub use lookup::Listed;
 pub use policy::{Verb, Verdict, Who, judge};
+pub use record::{Begin, Carried, Doing, Line, Number, write_handover};
 pub use reopen::{OpenFailure, Opening, Rights};
+pub use restore::Replay;
 pub use stash::{ConnectionId, Limits, Stash};
+pub use weight::Weight;

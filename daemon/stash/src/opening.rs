@@ -11,7 +11,8 @@ use crate::{
     entry::Then,
     give::Accepted,
     reopen,
-    stash::{Unfinished, answer},
+    stash::{Room, Unfinished, answer},
+    weight::weight_of_gift,
 };
 
 /// What files are opened for.
@@ -32,15 +33,27 @@ impl<F> Stash<F> {
         by: ConnectionId,
         openings: Vec<Opening<F>>,
         purpose: Purpose<F>,
-        room: usize,
+        places: usize,
         effects: &mut Effects<F>,
     ) {
-        self.counts.held += room;
+        let room = Room { places, bytes: self.weight_for(&purpose) };
+        self.counts.held += room.places;
+        self.counts.bytes_promised += room.bytes;
         self.wait_for(by, Unfinished::Opening(purpose, room));
         effects.push(Effect::Open { by, openings });
     }
 
-    /// What files are being opened for, for a connection, and the place reserved for them is free.
+    fn weight_for(&self, purpose: &Purpose<F>) -> usize {
+        match purpose {
+            Purpose::Give(accepted) => {
+                accepted.iter().map(|accepted| weight_of_gift(&accepted.gift)).sum()
+            }
+            Purpose::Copy(..) => 0,
+            Purpose::Reopen(names, _) => names.iter().map(|name| self.weight_under(name)).sum(),
+        }
+    }
+
+    /// What files are being opened for, for a connection, and the room kept for them is free.
     pub(crate) fn opening(&mut self, by: ConnectionId) -> Option<Purpose<F>> {
         match self
             .clients
@@ -49,7 +62,8 @@ impl<F> Stash<F> {
             .take_if(|is| matches!(is, Unfinished::Opening(..)))
         {
             Some(Unfinished::Opening(purpose, room)) => {
-                self.counts.held -= room;
+                self.counts.held -= room.places;
+                self.counts.bytes_promised -= room.bytes;
                 Some(purpose)
             }
             Some(Unfinished::Leaving(_) | Unfinished::Waiting(_)) | None => None,

@@ -49,6 +49,7 @@ pub struct Stash<F> {
     pub(crate) last_connection: u64,
     pub(crate) last_entry: u64,
     pub(crate) revision: u64,
+    pub(crate) restores: u64,
 }
 
 /// One connection.
@@ -65,12 +66,33 @@ pub(crate) struct Client<F> {
 
 /// A call that waits for something.
 pub(crate) enum Unfinished<F> {
-    /// Its files to be opened, and so many of them have a place reserved.
-    Opening(Purpose<F>, usize),
+    /// Its files to be opened, for which room is kept.
+    Opening(Purpose<F>, Room),
     /// Its answer to have left, with the descriptors of these names.
     Leaving(Vec<Name>),
     /// Names to be there and free.
     Waiting(Waiting),
+}
+
+/// Room that is kept for what is being opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// In the process's table.
+    pub(crate) places: usize,
+    /// Where records are written.
+    pub(crate) bytes: usize,
+}
+
+impl<F> Client<F> {
+    pub(crate) fn new(who: Who) -> Self {
+        Self {
+            who,
+            in_transaction: false,
+            holds: BTreeSet::new(),
+            ephemeral: BTreeMap::new(),
+            unfinished: None,
+        }
+    }
 }
 
 impl<F> Stash<F> {
@@ -90,6 +112,7 @@ impl<F> Stash<F> {
             last_connection: 0,
             last_entry: 0,
             revision: 0,
+            restores: 0,
         }
     }
 
@@ -107,16 +130,7 @@ impl<F> Stash<F> {
         }
         self.last_connection += 1;
         let id = ConnectionId(self.last_connection);
-        self.clients.insert(
-            id,
-            Client {
-                who,
-                in_transaction: false,
-                holds: BTreeSet::new(),
-                ephemeral: BTreeMap::new(),
-                unfinished: None,
-            },
-        );
+        self.clients.insert(id, Client::new(who));
         Ok(id)
     }
 
@@ -259,7 +273,7 @@ impl<F> Stash<F> {
             transactions: self.clients.values().filter(|client| client.in_transaction).count()
                 as u64,
             keeper: self.keeper,
-            restores: 0,
+            restores: self.restores,
             given: counts.given,
             taken: counts.taken,
             copied: counts.copied,

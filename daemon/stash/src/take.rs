@@ -26,11 +26,11 @@ pub(crate) struct Waiters {
 /// One waiting Take.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
-    names: Vec<Name>,
-    taking: Taking,
+    pub(crate) names: Vec<Name>,
+    pub(crate) taking: Taking,
     /// Its place in the line.
-    ticket: u64,
-    until_boot_usec: u64,
+    pub(crate) ticket: u64,
+    pub(crate) until_boot_usec: u64,
 }
 
 impl<F> Stash<F> {
@@ -48,12 +48,22 @@ impl<F> Stash<F> {
         if timeout_usec == 0 || !may_pass(&refusal) {
             return self.refuse(by, refusal, Vec::new(), effects);
         }
+        self.queue(by, names, taking, now.boot_usec.saturating_add(timeout_usec));
+    }
+
+    /// Puts a call that waits at the end of the line.
+    pub(crate) fn queue(
+        &mut self,
+        by: ConnectionId,
+        names: Vec<Name>,
+        taking: Taking,
+        until_boot_usec: u64,
+    ) {
         self.waiters.last_ticket += 1;
         let ticket = self.waiters.last_ticket;
         for name in &names {
             self.waiters.by_name.entry(name.clone()).or_default().insert((ticket, by));
         }
-        let until_boot_usec = now.boot_usec.saturating_add(timeout_usec);
         if let Some(first) = names.first() {
             self.due.insert((until_boot_usec, Due::Wait(by)), first.clone());
         }

@@ -29,6 +29,10 @@ pub(crate) struct Counts {
     pub(crate) kept: usize,
     /// Descriptors, kept and staged, and those for which an unfinished call has a place reserved.
     pub(crate) held: usize,
+    /// What it takes to write down what everybody sees.
+    pub(crate) bytes_kept: usize,
+    /// The same for what is staged or being opened.
+    pub(crate) bytes_promised: usize,
     pub(crate) given: u64,
     pub(crate) taken: u64,
     pub(crate) copied: u64,
@@ -93,9 +97,13 @@ impl<F> Stash<F> {
             Then::New(kept, Change::Reopened) if own => Then::New(kept, Change::Given),
             other @ (Then::Same | Then::Gone(_) | Then::New(..)) => other,
         };
-        self.counts.held += usize::from(matches!(hold.then, Then::New(..)));
+        if let Then::New(kept, _) = &hold.then {
+            self.counts.held += 1;
+            self.counts.bytes_promised += kept.details.weight();
+        }
         if let Some((kept, _)) = superseded {
             self.counts.held -= 1;
+            self.counts.bytes_promised -= kept.details.weight();
             close_all(vec![kept.fd], effects);
         }
     }
@@ -210,6 +218,9 @@ impl<F> Stash<F> {
             settled.polled.push((id, Arc::clone(&kept.fd)));
         }
         self.counts.kept += 1;
+        let weight = kept.details.weight();
+        self.counts.bytes_promised -= weight;
+        self.counts.bytes_kept += weight;
         match change {
             Change::Reopened => self.counts.reopened += 1,
             Change::Given
@@ -243,6 +254,7 @@ impl<F> Stash<F> {
         }
         self.counts.kept -= 1;
         self.counts.held -= 1;
+        self.counts.bytes_kept -= old.details.weight();
         settled.record.gone.push(id);
         settled.closed.push(Arc::clone(&old.fd));
         let (count, told) = match change {
@@ -273,6 +285,7 @@ impl<F> Stash<F> {
             };
             if let Some(Hold { then: Then::New(kept, _), .. }) = slot.hold.take() {
                 self.counts.held -= 1;
+                self.counts.bytes_promised -= kept.details.weight();
                 unwanted.push(kept.fd);
             }
             if let Some(client) = self.clients.get_mut(&by) {

@@ -1,0 +1,331 @@
+//! Going on with the next version of this program, and with a keeper that has died.
+//!
+//! A server that hands over begins no further call, lets those end that have begun, writes down which
+//! connections there are, and is still: from then on it changes nothing. Its keeper execs the next
+//! version, whose first server takes over by a byte on a socket, the *baton*; only then this one
+//! ends. If the keeper dies instead, or thinks better of it, this one goes on as if nothing had been.
+//! Which of the two serves is decided by the kernel: a byte sent before the baton was shut down is a
+//! byte received, and afterwards none can be sent.
+
+use std::{cell::RefCell, collections::BTreeMap, io, os::fd::OwnedFd, rc::Rc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use fdstash_stash::{Carried, ConnectionId, write_handover};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send,
+        shutdown, socketpair,
+    },
+    process::{
+        Pid, PidfdFlags, Resource, Signal, WaitOptions, getppid, getrlimit, kill_process,
+        pidfd_open, waitpid,
+    },
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Notify,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    heart::{Heart, State, Wish},
+    inherited::{number, set_survives_exec},
+    lasting::Lasting,
+    polled::polled,
+    rest::Rest,
+    run::Daemon,
+    server::{Event, Signals},
+    spare,
+    steps::step,
+};
+
+/// How long what has begun may take to end: transactions, opens, answers that are being read. Whose
+/// does not, is hung up on.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// How long those may take that are hung up on.
+const CUT: Duration = Duration::from_secs(1);
+
+/// How long the next server may take to take over.
+const TAKE_OVER: Duration = Duration::from_secs(20);
+
+/// How long to wait with making another keeper, after that has failed.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How far a daemon has stopped, so that another may go on.
+#[derive(Default)]
+pub(crate) struct Pause {
+    /// Whether no call is begun but those of open transactions.
+    pub(crate) is_frozen: bool,
+    /// Whether nothing is changed any more.
+    pub(crate) is_still: bool,
+    resting: BTreeMap<ConnectionId, Rest>,
+    /// Wakes who waits for all to rest.
+    news: Rc<Notify>,
+}
+
+impl Pause {
+    /// Takes note that a connection rests.
+    pub(crate) fn rest(&mut self, id: ConnectionId, rest: Rest) {
+        self.resting.insert(id, rest);
+        self.news.notify_one();
+    }
+
+    /// Takes note that it does so no longer, or has ended.
+    pub(crate) fn forget(&mut self, id: ConnectionId) {
+        self.resting.remove(&id);
+        self.news.notify_one();
+    }
+}
+
+/// Stops, and lets the next version of this program go on. Returns if that did not come about, and
+/// everything goes on here.
+pub(crate) async fn hand_over(
+    daemon: &Rc<RefCell<Daemon>>,
+    heart: Heart,
+    keeper: &mut Keeper,
+    signals: &mut Signals,
+) {
+    tracing::info!("making way for the next version");
+    freeze(daemon).await;
+    let stopped = stop(&mut daemon.borrow_mut());
+    match stopped {
+        Ok(baton) => {
+            heart.set_baton(number(&baton.theirs));
+            step("before the keeper is told");
+            heart.set_state(State::Drained);
+            keeper.tell();
+            baton.wait(heart, keeper, signals).await;
+        }
+        Err(error) => tracing::error!(%error, "making way failed"),
+    }
+    tracing::info!("going on");
+    thaw(&mut daemon.borrow_mut());
+    heart.set_state(State::Serving);
+}
+
+/// Lets come to an end what has begun.
+async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
+    daemon.borrow_mut().pause.is_frozen = true;
+    wake_all(&daemon.borrow());
+    let news = Rc::clone(&daemon.borrow().pause.news);
+    let all_rest = || {
+        let daemon = daemon.borrow();
+        daemon.pause.resting.len() == daemon.seats.len()
+    };
+    let rest = |until: Instant| {
+        let news = Rc::clone(&news);
+        async move {
+            while !all_rest() {
+                if timeout_at(until, news.notified()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    rest(Instant::now() + DRAIN).await;
+    let cut: Vec<_> = {
+        let daemon = daemon.borrow();
+        let busy = daemon.seats.iter().filter(|(id, _)| !daemon.pause.resting.contains_key(id));
+        busy.map(|(_, seat)| Rc::clone(seat)).collect()
+    };
+    if !cut.is_empty() {
+        tracing::warn!(connections = cut.len(), "hanging up on those who do not come to an end");
+        cut.iter().for_each(|seat| seat.cut());
+        rest(Instant::now() + CUT).await;
+    }
+}
+
+/// Writes down who goes on, and leaves everything open that the next server needs.
+fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
+    daemon.pause.is_still = true;
+    let mut carried = Vec::new();
+    for (id, doing) in daemon.stash.carry() {
+        let Some(Rest { socket, mode, lost, bytes, fds }) = daemon.pause.resting.remove(&id) else {
+            continue;
+        };
+        carried.push(Carried { id, number: socket, mode, doing, lost, bytes, fds });
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_survives_exec(&theirs, true)?;
+    for kept in daemon.stash.kept() {
+        set_survives_exec(&*kept.fd, true)?;
+    }
+    let mut line = Vec::new();
+    write_handover(&carried, &mut line);
+    step("before a handover");
+    daemon.journal.make_room(line.len() + daemon.stash.weight().promised)?;
+    daemon.journal.append(|bytes| bytes.extend_from_slice(&line))?;
+    Ok(Baton { ours: polled(ours)?, theirs })
+}
+
+/// Goes on where everything stopped.
+fn thaw(daemon: &mut Daemon) {
+    for kept in daemon.stash.kept() {
+        // What was possible the other way round, is.
+        let _ = set_survives_exec(&*kept.fd, false);
+    }
+    daemon.reopen_journal();
+    daemon.pause.is_frozen = false;
+    daemon.pause.is_still = false;
+    daemon.pause.resting.clear();
+    daemon.handle_pending();
+    wake_all(daemon);
+}
+
+fn wake_all(daemon: &Daemon) {
+    daemon.seats.values().for_each(|seat| seat.wake());
+}
+
+/// By which the next server says that it has taken over.
+struct Baton {
+    ours: AsyncFd<OwnedFd>,
+    /// The next one's end. This table has it as well, so it never hangs up.
+    theirs: OwnedFd,
+}
+
+impl Baton {
+    /// Waits until the next server has taken over, which this one does not survive; or until it is
+    /// sure that none will.
+    async fn wait(self, heart: Heart, keeper: &mut Keeper, signals: &mut Signals) {
+        let until = Instant::now() + TAKE_OVER;
+        loop {
+            let event = async {
+                tokio::select! {
+                    _ = self.ours.readable() => None,
+                    event = signals.next(keeper) => Some(event),
+                }
+            };
+            match timeout_at(until, event).await {
+                Ok(None) => break,
+                Ok(Some(Event::Look)) if heart.wish() == Wish::Drain => {}
+                Ok(Some(Event::Upgrade)) => {}
+                Ok(Some(Event::Look | Event::KeeperGone | Event::End)) => break,
+                Err(_) => {
+                    tracing::error!("the next version does not take over, ending it");
+                    keeper.kill().await;
+                    break;
+                }
+            }
+        }
+        if self.is_passed() {
+            tracing::info!("the next version has taken over");
+            // Whatever this process still has open, the other one has, too.
+            std::process::exit(0);
+        }
+    }
+
+    /// Whether another server has taken over; if not, none can from now on.
+    fn is_passed(&self) -> bool {
+        let _ = shutdown(self.ours.get_ref(), Shutdown::Both);
+        let mut byte = [0];
+        matches!(recv(self.ours.get_ref(), &mut byte, RecvFlags::DONTWAIT), Ok((_, 1)))
+    }
+}
+
+/// The keeper, as its server sees it.
+pub(crate) struct Keeper {
+    pid: Pid,
+    process: AsyncFd<OwnedFd>,
+    /// Whether its death was seen.
+    is_gone: bool,
+    /// Whether it is one that this server has made itself.
+    is_spare: bool,
+}
+
+impl Keeper {
+    /// This server's.
+    ///
+    /// # Errors
+    ///
+    /// If it has died already.
+    pub(crate) fn find() -> Result<Self> {
+        let pid = getppid().context("the keeper has no number here")?;
+        Self::watch(pid, false).context("watching the keeper")
+    }
+
+    fn watch(pid: Pid, is_spare: bool) -> io::Result<Self> {
+        let process = polled(pidfd_open(pid, PidfdFlags::empty())?)?;
+        Ok(Self { pid, process, is_gone: false, is_spare })
+    }
+
+    /// Makes another one in the place of the one that has died, which holds what that held.
+    pub(crate) async fn replace(&mut self, lasting: &Lasting, heart: Heart) {
+        if self.is_spare {
+            // It is this one's child.
+            let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+        }
+        let end = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let spare = spare::make(heart, lasting.tell(None), end);
+        match spare.and_then(|pid| Self::watch(pid, true)) {
+            Ok(spare) => {
+                tracing::error!(pid = spare.pid.as_raw_pid(), "the keeper has died, made another");
+                *self = spare;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the keeper has died, making another failed");
+                tokio::time::sleep(AGAIN).await;
+                self.is_gone = false;
+            }
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Waits until it has died.
+    pub(crate) async fn gone(&mut self) {
+        if self.is_gone {
+            return std::future::pending().await;
+        }
+        let _ = self.process.readable().await;
+        self.is_gone = true;
+    }
+
+    /// Has it look at what its server says.
+    fn tell(&self) {
+        let _ = kill_process(self.pid, Signal::USR1);
+    }
+
+    /// Asks it for an upgrade.
+    pub(crate) fn ask_for_upgrade(&self) {
+        if self.is_spare || self.is_gone {
+            tracing::warn!(
+                "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing"
+            );
+        } else {
+            let _ = kill_process(self.pid, Signal::HUP);
+        }
+    }
+
+    /// Ends it, and waits until it has.
+    async fn kill(&mut self) {
+        if !self.is_gone {
+            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = timeout(TAKE_OVER, self.gone()).await;
+        }
+    }
+
+    /// Takes over from the server of the version before.
+    ///
+    /// # Errors
+    ///
+    /// If that one goes on instead.
+    pub(crate) fn take_over(&self, lasting: &Lasting) -> Result<()> {
+        let Some(baton) = &lasting.baton else { return Ok(()) };
+        step("before the baton");
+        match send(baton, &[1], SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(()),
+            // It goes on only after its keeper has died, which is this one's; else it has ended after
+            // another server of this version had taken over.
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) if getppid() == Some(self.pid) => {
+                Ok(())
+            }
+            Err(_) => bail!("the version before goes on"),
+        }
+    }
+}

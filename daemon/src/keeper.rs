@@ -1,0 +1,303 @@
+//! The keeper: a process that holds what the server holds, and starts the next one when it dies.
+//!
+//! A server is cloned from its keeper with `CLONE_FILES` and without `CLONE_VM`: two processes with
+//! memory of their own and *one table of descriptors*. However the server dies, the table lives on in
+//! the keeper, with every descriptor that is stashed in it; the next server finds in the journal which
+//! are what (`tests/crash.rs`). The keeper itself does nothing but wait: it has one thread, opens
+//! nothing, and its memory is as clean as it was before the first server.
+//!
+//! On `SIGHUP` it makes way for the next version of the program: it has that look at the journal (a
+//! rehearsal), lets the server stop where it is, and execs. The server stays until the next one says
+//! that it has taken over (`handover.rs`), so that a program which does not start loses nothing.
+
+use std::{
+    env, io,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
+
+use crate::{
+    heart::{Heart, State, Wish},
+    lasting::{self, Lasting},
+    listen::Place,
+    process,
+};
+
+/// How long a server may be silent before it is replaced: so many looks, a second apart. Counted and
+/// not measured, so that a machine that slept finds its server alive.
+pub(crate) const SILENCE: u32 = 10;
+
+/// Between two looks at the server.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The longest pause before the next server, when one after the other dies without having answered a
+/// call. What is kept is kept however long it takes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long an upgrade may take until the server has stopped.
+const UPGRADE: Duration = Duration::from_secs(20);
+
+/// What a server is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// To serve, from what the journal says.
+    Serve,
+    /// To go on where the server of an earlier version of the program has stopped.
+    TakeOver,
+}
+
+/// Waits for a server, and starts the next, until one ends as it was asked to.
+pub(crate) struct Keeper<'a> {
+    heart: Heart,
+    lasting: &'static Lasting,
+    program: PathBuf,
+    serve: &'a dyn Fn(Start) -> u8,
+    server: Option<Pid>,
+    start: Start,
+    /// Whether any server has ever served: before, a failure is one of the whole daemon.
+    has_served: bool,
+    is_ending: bool,
+    /// How many servers have died one after the other without having answered a call.
+    failures: u32,
+    next_start: Instant,
+    /// How often the server had beaten when it was looked at, and since how many looks.
+    seen: (u64, u32),
+    next_look: Instant,
+    upgrade: Upgrade,
+}
+
+/// How far an upgrade has come.
+enum Upgrade {
+    None,
+    /// The next version looks whether it could.
+    Rehearsing(Child, Instant),
+    /// The server stops where it is.
+    Draining(Instant),
+}
+
+impl<'a> Keeper<'a> {
+    /// A keeper that has no server yet; `is_going_on` tells whether there were some before this program
+    /// was. `serve` is what a server does in a process of its own, and
+    /// gives its exit code.
+    ///
+    /// # Errors
+    ///
+    /// If `/proc` does not tell where this program is.
+    pub(crate) fn new(
+        heart: Heart,
+        lasting: &'static Lasting,
+        start: Start,
+        is_going_on: bool,
+        serve: &'a dyn Fn(Start) -> u8,
+    ) -> io::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            heart,
+            lasting,
+            program: lasting::program()?,
+            serve,
+            server: None,
+            start,
+            // What goes on has served before.
+            has_served: is_going_on,
+            is_ending: false,
+            failures: 0,
+            next_start: now,
+            seen: (0, 0),
+            next_look: now + LOOK,
+            upgrade: Upgrade::None,
+        })
+    }
+
+    /// Keeps, until the daemon ends; gives its exit code.
+    pub(crate) fn run(mut self) -> u8 {
+        loop {
+            if self.server.is_none() && Instant::now() >= self.next_start {
+                self.start();
+            }
+            match process::wait_for_signal(self.patience()) {
+                Some(Signal::TERM | Signal::INT) => self.end(),
+                Some(Signal::HUP) => self.rehearse(),
+                // A child has died, or the server has news.
+                Some(_) | None => {}
+            }
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+                if let Some(code) = self.has_ended(pid, status) {
+                    return code;
+                }
+            }
+            if self.is_ending && self.server.is_none() {
+                return 0;
+            }
+            self.go_on_with_upgrade();
+            self.look();
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let next_start = if self.server.is_none() { self.next_start } else { self.next_look };
+        next_start.min(self.next_look).saturating_duration_since(now)
+    }
+
+    fn start(&mut self) {
+        self.heart.begin();
+        match process::clone() {
+            Ok(Some(server)) => {
+                self.server = Some(server);
+                self.seen = (self.heart.beats(), 0);
+            }
+            Ok(None) => {
+                process::unblock_signals();
+                let code = (self.serve)(self.start);
+                // Nothing is dropped: what it would close is the keeper's, too.
+                std::process::exit(code.into());
+            }
+            Err(error) => {
+                tracing::error!(%error, "starting a server failed, trying again");
+                self.pause();
+            }
+        }
+    }
+
+    /// Takes note of a child's end. The exit code, if the daemon ends with it.
+    fn has_ended(&mut self, pid: Pid, status: WaitStatus) -> Option<u8> {
+        if self.server != Some(pid) {
+            // A rehearsal that was given up, or the server of an earlier version.
+            if let Upgrade::Rehearsing(child, _) = &self.upgrade {
+                if Pid::from_child(child) == pid {
+                    self.rehearsed(status.exit_status() == Some(0));
+                }
+            }
+            return None;
+        }
+        self.server = None;
+        let state = self.heart.state();
+        self.has_served |= state != State::Starting;
+        let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
+        if state == State::Ended || self.is_ending {
+            return Some(code.unwrap_or(1));
+        }
+        if !self.has_served {
+            // It has said why.
+            self.lasting.place.iter().for_each(Place::remove);
+            return Some(code.filter(|code| *code != 0).unwrap_or(1));
+        }
+        if state != State::Starting {
+            self.start = Start::Serve;
+        }
+        match status.terminating_signal() {
+            Some(signal) => tracing::error!(signal, "the server was killed, starting the next"),
+            None => tracing::error!(code, "the server has failed, starting the next"),
+        }
+        self.pause();
+        None
+    }
+
+    /// Puts off the next server, if the last ones have not been of any use.
+    fn pause(&mut self) {
+        self.failures = if self.heart.has_answered() { 0 } else { self.failures + 1 };
+        let steps = self.failures.saturating_sub(3).min(10);
+        let pause = if steps == 0 { Duration::ZERO } else { Duration::from_millis(5 << steps) };
+        self.next_start = Instant::now() + pause.min(LONGEST_PAUSE);
+    }
+
+    /// Looks whether the server is alive, once a second.
+    fn look(&mut self) {
+        if Instant::now() < self.next_look {
+            return;
+        }
+        self.next_look = Instant::now() + LOOK;
+        let beats = self.heart.beats();
+        let (before, silent) = self.seen;
+        self.seen = if beats == before { (before, silent + 1) } else { (beats, 0) };
+        let Some(server) = self.server.filter(|_| self.seen.1 >= SILENCE) else { return };
+        tracing::error!(pid = server.as_raw_pid(), "the server hangs, replacing it");
+        self.seen.1 = 0;
+        signal(server, Signal::KILL);
+    }
+
+    fn end(&mut self) {
+        self.is_ending = true;
+        if let Some(server) = self.server {
+            signal(server, Signal::TERM);
+        }
+    }
+
+    /// Has the program that stands there now see whether it could go on.
+    fn rehearse(&mut self) {
+        if !matches!(self.upgrade, Upgrade::None) || self.is_ending {
+            return tracing::warn!("ignoring a SIGHUP: an upgrade is under way, or the end");
+        }
+        let (key, value) = lasting::rehearsal_of(&self.lasting.journal);
+        let mut command = Command::new(&self.program);
+        command.args(env::args_os().skip(1)).env(key, value).stdin(Stdio::null());
+        let journal = &self.lasting.journal;
+        match process::leaving_open(&mut command, journal).spawn() {
+            Ok(child) => {
+                self.upgrade = Upgrade::Rehearsing(child, Instant::now() + UPGRADE);
+            }
+            Err(error) => self.stays(&format!("starting it: {error}")),
+        }
+    }
+
+    fn rehearsed(&mut self, could: bool) {
+        if could {
+            self.upgrade = Upgrade::Draining(Instant::now() + UPGRADE);
+        } else {
+            self.stays("it could not go on with what is kept, and has said why");
+        }
+    }
+
+    fn go_on_with_upgrade(&mut self) {
+        match &mut self.upgrade {
+            Upgrade::None => {}
+            Upgrade::Rehearsing(child, until) => {
+                if Instant::now() > *until {
+                    let _ = child.kill();
+                    self.stays("it did not say in time whether it could go on");
+                }
+            }
+            Upgrade::Draining(until) => {
+                let is_late = Instant::now() > *until;
+                match (self.heart.state(), self.heart.wish()) {
+                    (State::Drained, _) => self.make_way(),
+                    (State::Serving, Wish::Serve) => self.tell(Wish::Drain),
+                    (_, _) if is_late => self.stays("the server did not stop in time"),
+                    (_, _) => {}
+                }
+            }
+        }
+    }
+
+    /// Becomes the next version of the program. Returns only if that fails.
+    fn make_way(&mut self) {
+        let kept = self.lasting.tell(Some(self.heart.baton()));
+        let Err(error) = self.lasting.leave().and_then(|()| process::exec(&self.program, kept));
+        self.lasting.stay();
+        self.stays(&format!("starting it: {error}"));
+    }
+
+    /// Gives up an upgrade.
+    fn stays(&mut self, why: &str) {
+        let program = self.program.display();
+        tracing::error!(%program, "the upgrade failed, this version goes on: {why}");
+        self.upgrade = Upgrade::None;
+        self.tell(Wish::Serve);
+    }
+
+    fn tell(&self, wish: Wish) {
+        self.heart.set_wish(wish);
+        if let Some(server) = self.server {
+            signal(server, Signal::USR1);
+        }
+    }
+}
+
+fn signal(pid: Pid, signal: Signal) {
+    // Fails if it is gone; then its end is yet to be taken note of.
+    let _ = kill_process(pid, signal);
+}

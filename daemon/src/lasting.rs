@@ -1,0 +1,192 @@
+//! [`Lasting`]: what there is before the first server and after the last, and goes on where this
+//! program is replaced by its next version.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use fdstash_stash::Number;
+
+use crate::{
+    args::{Config, default_socket},
+    inherited::{Inherited, number, set_survives_exec},
+    journal,
+    listen::{self, Place},
+};
+
+/// Says to the next version of this program which numbers are what.
+const KEPT: &str = "FDSTASH_KEPT";
+
+/// Says to a program that it shall only see whether it could go on with the journal of these numbers.
+const REHEARSAL: &str = "FDSTASH_REHEARSAL";
+
+/// What outlives every server. It is never dropped: the servers and their keeper have one table of
+/// descriptors, and memory of their own with this in each.
+pub(crate) struct Lasting {
+    pub(crate) listener: OwnedFd,
+    /// The listening socket's place, where this daemon has made it.
+    pub(crate) place: Option<Place>,
+    pub(crate) journal: journal::Files,
+    /// By which the first server says to the one before that it has taken over.
+    pub(crate) baton: Option<OwnedFd>,
+}
+
+impl Lasting {
+    /// What there is at the start of all.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no socket or no journal.
+    pub(crate) fn new(passed: Option<OwnedFd>, config: &Config) -> Result<Self> {
+        // Before the socket, which would stay behind.
+        let journal = journal::create().context("making a journal")?;
+        let (listener, place) = match passed {
+            Some(listener) => {
+                tracing::info!("serving the socket that was passed");
+                (listener, None)
+            }
+            None => {
+                let path = config.socket.clone().map_or_else(default_socket, Ok)?;
+                let (listener, place) = listen::listen(&path)?;
+                tracing::info!(socket = %path.display(), "serving");
+                (listener.into(), Some(place))
+            }
+        };
+        Ok(Self { listener, place, journal, baton: None })
+    }
+
+    /// What an earlier version of this program has left for this one, if there was one.
+    ///
+    /// # Errors
+    ///
+    /// If what it says of it cannot be.
+    pub(crate) fn from_before(config: &Config) -> Result<Option<Self>> {
+        let Some(numbers) = env::var_os(KEPT) else { return Ok(None) };
+        let numbers = to_numbers(&numbers)?;
+        let [Some(listener), Some(one), Some(other), baton, lock] = numbers[..] else {
+            bail!("{KEPT} does not have the numbers that it should");
+        };
+        let mut inherited = Inherited::from_before(numbers.iter().flatten().copied());
+        let mut claim = |number| -> Result<OwnedFd> {
+            let fd = inherited.claim(number).with_context(|| format!("{KEPT}: {number} twice"))?;
+            set_survives_exec(&fd, false).with_context(|| format!("{KEPT}: {number}"))?;
+            Ok(fd)
+        };
+        let place = match lock {
+            Some(lock) => {
+                let path = config.socket.clone().map_or_else(default_socket, Ok)?;
+                Some(Place::from_before(path, File::from(claim(lock)?)))
+            }
+            None => None,
+        };
+        Ok(Some(Self {
+            listener: claim(listener)?,
+            place,
+            journal: [claim(one)?, claim(other)?],
+            baton: baton.map(claim).transpose()?,
+        }))
+    }
+
+    /// What a program is to be told that goes on with all of it.
+    pub(crate) fn tell(&self, baton: Option<Number>) -> (OsString, OsString) {
+        let [one, other] = &self.journal;
+        let lock = self.place.as_ref().map(|place| number(place.lock()));
+        let numbers =
+            [Some(number(&self.listener)), Some(number(one)), Some(number(other)), baton, lock];
+        (KEPT.into(), to_text(&numbers))
+    }
+
+    /// Leaves all of it open for the program that this one becomes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn leave(&self) -> io::Result<()> {
+        self.fds().try_for_each(|fd| set_survives_exec(fd, true))
+    }
+
+    /// Takes back that they are left open.
+    pub(crate) fn stay(&self) {
+        for fd in self.fds() {
+            // It was possible when they were left.
+            let _ = set_survives_exec(fd, false);
+        }
+    }
+
+    /// The numbers of all of it.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = Number> {
+        self.fds().map(number).chain(self.baton.as_ref().map(number))
+    }
+
+    /// The listening socket, the journal, and the lock of the place.
+    fn fds(&self) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
+        let lock = self.place.iter().map(|place| place.lock());
+        let [one, other] = &self.journal;
+        [&self.listener, one, other].into_iter().map(AsFd::as_fd).chain(lock)
+    }
+}
+
+/// What says to a program that it shall only see whether it could go on with a journal.
+pub(crate) fn rehearsal_of(journal: &journal::Files) -> (OsString, OsString) {
+    (REHEARSAL.into(), to_text(&journal.each_ref().map(|file| Some(number(file)))))
+}
+
+/// Sees whether this program could go on with the journal of an earlier one, if that is all it was
+/// started for.
+///
+/// # Errors
+///
+/// If it could not.
+pub(crate) fn rehearse() -> Result<bool> {
+    let Some(numbers) = env::var_os(REHEARSAL) else { return Ok(false) };
+    let numbers = to_numbers(&numbers)?;
+    let mut inherited = Inherited::from_before(numbers.iter().flatten().copied());
+    let numbers = numbers.into_iter().flatten();
+    let files: Vec<_> = numbers.filter_map(|number| inherited.claim(number)).collect();
+    let Ok(files) = <journal::Files>::try_from(files) else {
+        bail!("{REHEARSAL}: not two numbers")
+    };
+    journal::read(&files, drop).context("reading the journal of the version that runs")?;
+    Ok(true)
+}
+
+/// Whether a variable of the environment is for one process alone.
+pub(crate) fn is_for_one_process(key: &std::ffi::OsStr) -> bool {
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", KEPT, REHEARSAL]
+        .iter()
+        .any(|one| key == *one)
+}
+
+/// Where the file is that this program was started from, also if another stands there now.
+///
+/// # Errors
+///
+/// If `/proc` does not tell.
+pub(crate) fn program() -> io::Result<std::path::PathBuf> {
+    let path = env::current_exe()?;
+    let text = path.to_string_lossy();
+    // The kernel appends this where the file was replaced since.
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), |path| Path::new(path).into()))
+}
+
+/// Numbers, and a dash where there is none.
+fn to_numbers(text: &OsString) -> Result<Vec<Option<Number>>> {
+    let text = text.to_str().context("numbers of descriptors")?;
+    let one = |text: &str| match text {
+        "-" => Ok(None),
+        number => number.parse().map(Some).context("a descriptor's number"),
+    };
+    text.split(' ').map(one).collect()
+}
+
+fn to_text(numbers: &[Option<Number>]) -> OsString {
+    let one = |number: &Option<Number>| number.map_or("-".to_owned(), |number| number.to_string());
+    let texts: Vec<_> = numbers.iter().map(one).collect();
+    texts.join(" ").into()
+}

@@ -1,0 +1,193 @@
+//! One life of a server: it comes back to what was kept, serves, and ends in order: what has been asked
+//! is answered, if its client reads it in time.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use anyhow::{Context, Result};
+use rustix::net::{Shutdown, shutdown};
+use tokio::{
+    runtime::{Builder, Handle, LocalOptions},
+    signal::unix::{Signal, SignalKind, signal},
+    task::{JoinHandle, spawn_local},
+};
+
+use crate::{
+    args::Config,
+    closer::Closer,
+    door::Door,
+    handover,
+    heart::{Heart, State, Wish},
+    keeper::Start,
+    lasting::Lasting,
+    restore::{Restored, left_open, restore},
+    run::Daemon,
+};
+
+/// How long connections may take to end when the daemon does.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Serves, in a process of its own, until it is asked to end. Gives the process's exit code.
+pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> u8 {
+    match try_run(lasting, config, heart, start) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            1
+        }
+    }
+}
+
+fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> Result<()> {
+    #[cfg(feature = "crash-steps")]
+    crate::steps::born(heart.lives());
+    let open = left_open(lasting)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .context("starting the event loop")?;
+    let outcome = runtime.block_on(async {
+        let restored = restore(lasting, config, start, open, &Closer::new(Handle::current()))?;
+        serve(lasting, config, heart, start, restored).await
+    });
+    // A close or an open that hangs shall not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(
+    lasting: &'static Lasting,
+    config: &Config,
+    heart: Heart,
+    start: Start,
+    restored: Restored,
+) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let mut keeper = handover::Keeper::find()?;
+    if start == Start::TakeOver {
+        keeper.take_over(lasting)?;
+    }
+    // From here on whoever was before is gone, and nobody but this server has the journal.
+    heart.set_state(State::Serving);
+    let (daemon, received) = Daemon::new(lasting, config, heart, restored)?;
+    let _beating = spawn_local(async move {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            second.tick().await;
+            heart.beat();
+        }
+    });
+    Daemon::listen_to_itself(&daemon, received);
+    tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
+    let mut door = Open::door(lasting, &daemon)?;
+    loop {
+        match signals.next(&mut keeper).await {
+            Event::End => break,
+            Event::Look if heart.wish() == Wish::Drain => {
+                door.close().await;
+                handover::hand_over(&daemon, heart, &mut keeper, &mut signals).await;
+                if signals.has_ended {
+                    break;
+                }
+                door = Open::door(lasting, &daemon)?;
+            }
+            Event::Look => {}
+            Event::Upgrade => keeper.ask_for_upgrade(),
+            Event::KeeperGone => keeper.replace(lasting, heart).await,
+        }
+    }
+    door.close().await;
+    if let Some(place) = &lasting.place {
+        // Who comes back finds nobody here, and not a queue that nobody serves.
+        let _ = shutdown(&lasting.listener, Shutdown::Both);
+        place.remove();
+    }
+    farewell(&daemon).await;
+    heart.set_state(State::Ended);
+    Ok(())
+}
+
+/// Sends everybody away, when what they have asked is answered.
+async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
+    let all_gone = Rc::clone(&daemon.borrow().all_gone);
+    for seat in daemon.borrow().seats.values() {
+        seat.close_soon();
+    }
+    let _ = tokio::time::timeout(FAREWELL, async {
+        while !daemon.borrow().seats.is_empty() {
+            all_gone.notified().await;
+        }
+    })
+    .await;
+}
+
+/// The door, for as long as it is open.
+struct Open(JoinHandle<()>);
+
+impl Open {
+    fn door(lasting: &Lasting, daemon: &Rc<RefCell<Daemon>>) -> Result<Self> {
+        // A descriptor of its own for the same socket: the keeper's stays where it is.
+        let listener = lasting.listener.try_clone().context("serving the listening socket")?;
+        let door = Door::new(listener.into(), Rc::clone(daemon))?;
+        Ok(Self(spawn_local(door.admit())))
+    }
+
+    async fn close(&mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
+    }
+}
+
+/// What a server listens to beside its clients.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    look: Signal,
+    hang_up: Signal,
+    /// Whether it has been asked to end.
+    pub(crate) has_ended: bool,
+}
+
+/// What has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It shall end.
+    End,
+    /// The keeper wishes something.
+    Look,
+    /// Somebody who does not know which process is which wants an upgrade.
+    Upgrade,
+    /// The keeper has died.
+    KeeperGone,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("waiting for signals");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            look: on(SignalKind::user_defined1())?,
+            hang_up: on(SignalKind::hangup())?,
+            has_ended: false,
+        })
+    }
+
+    /// Waits for the next event.
+    pub(crate) async fn next(&mut self, keeper: &mut handover::Keeper) -> Event {
+        tokio::select! {
+            _ = self.terminate.recv() => {
+                tracing::info!("ending on SIGTERM");
+                self.has_ended = true;
+                Event::End
+            }
+            _ = self.interrupt.recv() => {
+                tracing::info!("ending on SIGINT");
+                self.has_ended = true;
+                Event::End
+            }
+            _ = self.look.recv() => Event::Look,
+            _ = self.hang_up.recv() => Event::Upgrade,
+            () = keeper.gone() => Event::KeeperGone,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The spare keeper: what a server makes itself when its keeper has died.
+//!
+//! It shares the server's table as the first one did, but its memory is that of a process with many
+//! threads, of which it is only one: a lock that another had is locked for ever. So it calls nothing
+//! but the kernel, and when the server dies it does not clone the next one: it execs this program,
+//! which begins with clean memory, and with every descriptor still open.
+
+use std::{
+    ffi::{CString, OsString},
+    io,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal},
+};
+
+use crate::{
+    heart::{Heart, State},
+    keeper::SILENCE,
+    process,
+};
+
+/// Between two looks at the server.
+const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Everything that is needed to exec, in memory that is there already.
+struct Next {
+    program: CString,
+    args: Vec<CString>,
+    variables: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// No descriptor has this number or a higher one.
+    end: libc::c_int,
+}
+
+/// Makes a spare keeper of this process, and gives its number. `kept` is what the program is told
+/// that the keeper becomes.
+///
+/// # Errors
+///
+/// If there can be no other process.
+pub(crate) fn make(heart: Heart, kept: (OsString, OsString), end: u64) -> io::Result<Pid> {
+    let next = Next::new(kept, end)?;
+    let server = pidfd_open(getpid(), PidfdFlags::empty())?;
+    match process::clone()? {
+        // `server` is the keeper's as well, whose table this is: it stays open in both.
+        Some(pid) => {
+            std::mem::forget(server);
+            Ok(pid)
+        }
+        None => {
+            process::block_signals();
+            keep(heart, &server, &next)
+        }
+    }
+}
+
+/// Keeps until the server has died. Here, and in what is called from here, nothing allocates and
+/// nothing locks.
+fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
+    let (mut beats, mut silent) = (heart.beats(), 0);
+    loop {
+        let mut ask = [PollFd::new(server, PollFlags::IN)];
+        if let Ok(1..) = poll(&mut ask, Some(&LOOK)) {
+            if heart.state() == State::Ended {
+                exit();
+            }
+            next.exec();
+            // It failed, for lack of memory, say: what is kept is kept, and tried again.
+            let _ = poll(&mut [], Some(&LOOK));
+            continue;
+        }
+        silent = if heart.beats() == beats { silent + 1 } else { 0 };
+        beats = heart.beats();
+        if silent >= SILENCE {
+            silent = 0;
+            let _ = pidfd_send_signal(server, Signal::KILL);
+        }
+    }
+}
+
+impl Next {
+    fn new(kept: (OsString, OsString), end: u64) -> io::Result<Self> {
+        let (args, variables) = process::environment(kept)?;
+        let argv = process::pointers(&args);
+        let envp = process::pointers(&variables);
+        // The very file that runs, whatever stands at its path today.
+        let program = CString::from(c"/proc/self/exe");
+        let end = libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX);
+        Ok(Self { program, args, variables, argv, envp, end })
+    }
+
+    /// Becomes the program, with all that is open. Returns only if that fails.
+    #[expect(unsafe_code, reason = "in this process nothing but system calls may be made")]
+    fn exec(&self) {
+        debug_assert!(self.args.len() < self.argv.len() && self.variables.len() < self.envp.len());
+        for number in 3..self.end {
+            // SAFETY: a flag of a number that is nobody's is an error and nothing else; those that
+            // are open stay so, and this process has no owner of them that would mind.
+            unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+        }
+        // SAFETY: both lists end with null, and their texts live as long as `self`.
+        unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+    }
+}
+
+#[expect(unsafe_code, reason = "std's exit would run what the server has left to be run")]
+fn exit() -> ! {
+    // SAFETY: it ends this process, of which nobody expects anything any more.
+    unsafe { libc::_exit(0) }
+}
