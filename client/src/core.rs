@@ -294,7 +294,7 @@ fn not_due() -> Error {
 
 /// A refused Commit leaves nothing open.
 async fn commit<T: Transport>(connection: &mut Connection<T>) -> Result<(), Error> {
-    let outcome = connection.tell(Call::Commit).await;
+    let outcome = connection.tell(Call::Commit { ticket: None }).await;
     if outcome.is_err() {
         roll_back(connection).await;
     }

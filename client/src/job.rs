@@ -53,7 +53,7 @@ impl<'fd> Job<'fd> {
         distinct(gifts.iter().map(|gift| &gift.name), gifts.len() > MAX_DESCRIPTORS)?;
         let calls = gifts.chunks(MAX_DESCRIPTORS).map(|gifts| {
             let gifts = gifts.iter().map(lend).collect();
-            Call::Give { gifts, clash }
+            Call::Give { gifts, clash, ticket: None }
         });
         Ok(Self::cheapest(calls, Repetition::IfUndone))
     }
@@ -71,7 +71,9 @@ impl<'fd> Job<'fd> {
 
     pub(crate) fn close(names: &[Name]) -> Result<Self, Error> {
         distinct(names, names.len() > NAMES_A_CALL)?;
-        let calls = names.chunks(NAMES_A_CALL).map(|names| Call::Close { names: names.to_vec() });
+        let calls = names
+            .chunks(NAMES_A_CALL)
+            .map(|names| Call::Close { names: names.to_vec(), ticket: None });
         Ok(Self::cheapest(calls, Repetition::IfUndone))
     }
 
@@ -157,7 +159,7 @@ impl<'fd> Question<'fd> {
         let (due, mode) = match &call {
             Call::Give { .. } => (Expect::Given, Mode::Once),
             Call::Take { .. } | Call::Reopen { .. } => (Expect::Handed, Mode::Once),
-            Call::Close { .. } | Call::Begin | Call::Commit | Call::Rollback => {
+            Call::Close { .. } | Call::Begin | Call::Commit { .. } | Call::Rollback => {
                 (Expect::Done, Mode::Once)
             }
             Call::List { .. } => (Expect::Listed, Mode::More),
@@ -172,7 +174,7 @@ impl<'fd> Question<'fd> {
             Call::Give { .. }
             | Call::Close { .. }
             | Call::Begin
-            | Call::Commit
+            | Call::Commit { .. }
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }

@@ -186,7 +186,7 @@ impl Line {
             names.iter().map(|name| format!(" {name}")).collect::<Vec<_>>().concat()
         };
         match call {
-            Call::Give { gifts, clash } => {
+            Call::Give { gifts, clash, .. } => {
                 let names: Vec<_> = gifts.iter().map(|gift| gift.name.clone()).collect();
                 self.given = gifts;
                 let verb = if clash == Clash::Refuse { "GiveNew" } else { "Give" };
@@ -201,13 +201,13 @@ impl Line {
                 let patience = if timeout_usec > 0 { " patiently" } else { "" };
                 format!("{verb}{}{patience}", list(&names))
             }
-            Call::Close { names } => format!("Close{}", list(&names)),
+            Call::Close { names, .. } => format!("Close{}", list(&names)),
             Call::Reopen { reopenings } => {
                 let names: Vec<_> = reopenings.iter().map(|one| one.name.clone()).collect();
                 format!("Reopen{}", list(&names))
             }
             Call::Begin => "Begin".into(),
-            Call::Commit => "Commit".into(),
+            Call::Commit { .. } => "Commit".into(),
             Call::Rollback => "Rollback".into(),
             Call::List { pattern } => format!("List {}", pattern.as_str()),
             Call::Watch { pattern } => format!("Watch {}", pattern.as_str()),
