@@ -91,13 +91,15 @@ fn a_commit_that_is_sent_again_tells_what_became_of_it() {
 fn in_a_transaction_only_the_ticket_of_its_commit_counts() {
     let mut stage = Stage::new();
     let vmm = stage.connect("vmm", 1);
+    stage.call(vmm, ticketed("t1", close([])));
     stage.call(vmm, Call::Begin);
-    stage.call(vmm, ticketed("t1", give([gift("a", "a1")])));
-    stage.call(vmm, ticketed("t1", give([gift("b", "b1")])));
 
-    let committed = stage.call(vmm, ticketed("t1", commit()));
+    let gave = stage.call(vmm, ticketed("t1", give([gift("a", "a1")])));
+    stage.call(vmm, ticketed("t2", give([gift("b", "b1")])));
+    let committed = stage.call(vmm, ticketed("t2", commit()));
 
-    assert_eq!(committed, ["record +a=a1 +b=b1 done t1", "vmm: done"]);
+    assert_eq!(gave, ["vmm: given"]);
+    assert_eq!(committed, ["record +a=a1 +b=b1 done t2", "vmm: done"]);
 }
 
 #[test]
