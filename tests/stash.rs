@@ -15,7 +15,9 @@ use fdstash::{
     Access, Change, Client, Error, Flags, Gift, Keeper, Kind, Labels, Notice, Refusal, Reopening,
     Share, blocking,
 };
-use kit::{Daemon, SOON, file, gift, identity, name, names, only, pattern, wait_until};
+use kit::{
+    Daemon, Raw, SOON, call, file, gift, gifts, identity, name, names, only, pattern, wait_until,
+};
 use rustix::{
     fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock},
     pipe::pipe,
@@ -432,6 +434,38 @@ fn the_end_of_a_connection_rolls_its_transaction_back() {
     assert_eq!(identity(&taken), identity(&kept));
     assert_eq!(listed(&mut other), [""; 0]);
     wait_until(SOON, || daemon.held() == before_held - 1);
+}
+
+#[test]
+fn a_call_that_is_sent_again_on_another_connection_is_done_once() {
+    let daemon = Daemon::spawn();
+    let (image, other) = (file(daemon.path("a"), ""), file(daemon.path("b"), ""));
+    let mut parameters = gifts(&["disk"]);
+    parameters["ticket"] = json!("t1");
+    let give = call("Give", &parameters);
+    let commit = |ticket: &str| call("Commit", &json!({ "ticket": ticket }));
+    let mut lost = Raw::connect(daemon.socket());
+    lost.give(&["disk"], &[&other]);
+    let before = daemon.held_at_rest();
+
+    lost.send(&give, &[&image]);
+    let first = lost.reply();
+    drop(lost);
+    let mut peer = Raw::connect(daemon.socket());
+    peer.send(&give, &[&other]);
+    let again = peer.reply();
+    peer.say(&commit("t1"));
+    let done = peer.reply();
+    peer.say(&commit("t2"));
+    let not_done = peer.reply();
+
+    assert_eq!(first, json!({ "parameters": { "replaced": ["disk"] } }));
+    assert_eq!(again, first);
+    assert_eq!(done, json!({ "parameters": {} }));
+    assert_eq!(not_done["error"], "org.fdstash.Stash.TransactionState");
+    wait_until(SOON, || daemon.held() == before);
+    let kept = only(daemon.client().take(&names(["disk"])).unwrap());
+    assert_eq!(identity(&kept), identity(&image));
 }
 
 #[test]

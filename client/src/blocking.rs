@@ -95,8 +95,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; then the stash keeps them all, except after [`Error::ConnectionLost`] that may
-    /// be done: see [`Client::unconfirmed`].
+    /// Any [`Error`]; then the stash keeps them all, but for those that [`Client::unconfirmed`] has.
     pub fn take(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
         self.take_within(names, Duration::ZERO)
     }
@@ -115,9 +114,9 @@ impl Client {
         now(self.0.run(&Job::take(names, wait)?)).map(handed)
     }
 
-    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the
-    /// connection was lost before the daemon could confirm the take or the reopen, so that it may
-    /// have let go of them. Until they are fetched, the client keeps them.
+    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the daemon
+    /// did not confirm the take or the reopen, since it did not come back, or not with what it had
+    /// kept; so it may have let go of them. Until they are fetched, the client keeps them.
     pub fn unconfirmed(&mut self) -> Vec<Handed<OwnedFd>> {
         self.0.take_unconfirmed()
     }
@@ -187,7 +186,7 @@ impl Client {
     /// # Errors
     ///
     /// Any [`Error`]; then the stash keeps all as it was, except after [`Error::ConnectionLost`]
-    /// that may be done: see [`Client::unconfirmed`].
+    /// that may be done: what was handed out then, [`Client::unconfirmed`] has.
     pub fn reopen(&mut self, reopenings: &[Reopening]) -> Result<Vec<Handed<OwnedFd>>, Error> {
         now(self.0.run(&Job::reopen(reopenings)?)).map(handed)
     }

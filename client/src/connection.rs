@@ -8,7 +8,7 @@ use std::{
 };
 
 use fdstash_proto::{
-    Call, Frame, Hangup, Inbox, MAX_MESSAGE, Notice, Pattern, Reply, Request,
+    Call, Frame, Hangup, Inbox, MAX_MESSAGE, Notice, Pattern, Reply, Request, Ticket,
     reply::{Answer, Expect},
     socket::Received,
 };
@@ -101,10 +101,15 @@ impl<T: Transport> Connection<T> {
         self.inbox.is_empty() && peeked.is_err_and(|error| error == Errno::AGAIN)
     }
 
-    /// Asks all questions of a job, one after another, up to the first that fails.
-    pub(crate) async fn ask_all(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    /// Asks all questions of a job, one after another, up to the first that fails; with a ticket if
+    /// it is final at once.
+    pub(crate) async fn ask_all(
+        &mut self,
+        job: &Job<'_>,
+        ticket: Option<&Ticket>,
+    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
         let mut replies = Vec::with_capacity(job.len());
-        for question in job.questions() {
+        for question in job.questions(ticket) {
             self.ask(&question, &mut replies).await?;
         }
         Ok(replies)

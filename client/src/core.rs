@@ -7,17 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fdstash_proto::{Call, Entry, Handed, Hangup, Info, Name, Notice, Pattern, Reply, Statistics};
+use fdstash_proto::{
+    Call, Entry, Handed, Hangup, Info, Name, Notice, Pattern, Refusal, Reply, Statistics, Ticket,
+};
 
 use crate::{
     Error,
     connection::{Connection, Patience},
-    job::{Finality, Job, Repetition},
+    job::{Finality, Job},
+    repetition::{Repetitions, Tickets},
     transport::Transport,
 };
-
-/// How often a call is sent again: a call that ends the daemon each time must not do so for ever.
-const MOST_REPETITIONS: usize = 2;
 
 /// What is behind a client.
 pub(crate) struct Core<T> {
@@ -29,6 +29,7 @@ pub(crate) struct Core<T> {
     is_staged: bool,
     /// Whether the daemon was there when it was last looked for: then one that is away restarts.
     was_there: bool,
+    tickets: Tickets,
     /// What has arrived, while the daemon's answer to its Commit has not.
     arrived: Vec<Reply<OwnedFd>>,
     /// What had arrived when that answer never came.
@@ -38,32 +39,29 @@ pub(crate) struct Core<T> {
 impl<T: Transport> Core<T> {
     pub(crate) async fn connect(socket: PathBuf) -> Result<Self, Error> {
         let connection = Some(Connection::open(&socket, Patience::Queue).await?);
-        let (arrived, unconfirmed) = (Vec::new(), Vec::new());
-        Ok(Self { socket, connection, is_staged: false, was_there: true, arrived, unconfirmed })
+        Ok(Self {
+            socket,
+            connection,
+            is_staged: false,
+            was_there: true,
+            tickets: Tickets::new(),
+            arrived: Vec::new(),
+            unconfirmed: Vec::new(),
+        })
     }
 
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Does a job, again if its connection is lost and that is harmless.
+    /// Does a job, and does it exactly once, however often its connection is lost.
     pub(crate) async fn run(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
-        let mut repetitions = 0;
-        loop {
-            // What a dropped call has left there is not this one's.
-            self.unconfirmed.append(&mut self.arrived);
-            let mut connection = self.take_connection().await?;
-            let outcome = match job.finality {
-                Finality::AtOnce => connection.ask_all(job).await,
-                Finality::Together => self.run_together(&mut connection, job).await,
-            };
-            self.put_back(connection);
-            let Err(Error::ConnectionLost { may_be_done }) = outcome else { return outcome };
-            let is_harmless = job.repetition == Repetition::Harmless || !may_be_done;
-            if !is_harmless || repetitions == MOST_REPETITIONS {
-                return outcome;
-            }
-            repetitions += 1;
+        // What a dropped call has left there is not this one's.
+        self.unconfirmed.append(&mut self.arrived);
+        let ticket = self.tickets.next();
+        match job.finality {
+            Finality::AtOnce => self.run_at_once(job, &ticket).await,
+            Finality::Together => self.run_together(job, &ticket).await,
         }
     }
 
@@ -73,14 +71,69 @@ impl<T: Transport> Core<T> {
         handed(mem::take(&mut self.unconfirmed))
     }
 
-    /// A transaction of the library's own: all arrives and is checked before the Commit is sent.
+    /// One request, which by its ticket is known when it comes again.
+    async fn run_at_once(
+        &mut self,
+        job: &Job<'_>,
+        ticket: &Ticket,
+    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let mut repetitions = Repetitions::new();
+        loop {
+            match self.ask(job, ticket).await {
+                Ok(replies) => return Ok(replies),
+                Err(error) if job.changes() => repetitions.after::<T>(error).await?,
+                Err(error) => repetitions.after::<T>(undone(error)).await?,
+            }
+        }
+    }
+
+    async fn ask(&mut self, job: &Job<'_>, ticket: &Ticket) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let mut connection = self.take_connection().await?;
+        let outcome = connection.ask_all(job, Some(ticket)).await;
+        self.put_back(connection);
+        outcome
+    }
+
+    /// A transaction of the library's own. Where the answer to its Commit is lost, its ticket tells
+    /// what became of it; and if it never was, all is done anew.
     async fn run_together(
+        &mut self,
+        job: &Job<'_>,
+        ticket: &Ticket,
+    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let mut repetitions = Repetitions::new();
+        loop {
+            let outcome = if repetitions.is_in_doubt() {
+                self.is_committed(ticket).await
+            } else {
+                self.transact(job, ticket).await.map(|()| true)
+            };
+            match outcome {
+                Ok(true) => return Ok(mem::take(&mut self.arrived)),
+                // What has arrived is let go of only when it has arrived once more: a daemon that
+                // lost its memory would say the same.
+                Ok(false) => repetitions.end_doubt(),
+                Err(error) => repetitions.after::<T>(error).await?,
+            }
+        }
+    }
+
+    async fn transact(&mut self, job: &Job<'_>, ticket: &Ticket) -> Result<(), Error> {
+        let mut connection = self.take_connection().await?;
+        let outcome = self.transact_on(&mut connection, job, ticket).await;
+        self.put_back(connection);
+        outcome
+    }
+
+    /// All arrives and is checked before the Commit is sent.
+    async fn transact_on(
         &mut self,
         connection: &mut Connection<T>,
         job: &Job<'_>,
-    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        ticket: &Ticket,
+    ) -> Result<(), Error> {
         connection.tell(Call::Begin).await.map_err(undone)?;
-        let replies = match connection.ask_all(job).await {
+        let replies = match connection.ask_all(job, None).await {
             Ok(replies) => replies,
             Err(error) => {
                 roll_back(connection).await;
@@ -90,16 +143,22 @@ impl<T: Transport> Core<T> {
         // From here until the answer, nobody here knows whose they are. They stay reachable also
         // where this future is dropped.
         self.arrived = replies;
-        let committed = commit(connection).await;
-        let replies = mem::take(&mut self.arrived);
-        match committed {
-            Ok(()) => Ok(replies),
-            Err(error) => {
-                if !is_certainly_undone(&error) {
-                    self.unconfirmed.extend(replies);
-                }
-                Err(error)
-            }
+        let committed = commit(connection, ticket).await;
+        if committed.as_ref().is_err_and(is_certainly_undone) {
+            self.arrived.clear();
+        }
+        committed
+    }
+
+    /// Whether a Commit has happened whose answer was lost.
+    async fn is_committed(&mut self, ticket: &Ticket) -> Result<bool, Error> {
+        let mut connection = self.take_connection().await?;
+        let outcome = connection.tell(Call::Commit { ticket: Some(ticket.clone()) }).await;
+        self.put_back(connection);
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(Error::Refused(Refusal::TransactionState { .. })) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -145,7 +204,7 @@ impl<'a, T: Transport> Staged<'a, T> {
     /// out did not arrive, all is: a Commit must not make that final.
     pub(crate) async fn run(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
         let mut connection = self.take_connection()?;
-        let outcome = connection.ask_all(job).await;
+        let outcome = connection.ask_all(job, None).await;
         self.core.put_back(connection);
         let is_clean = |error| job.len() == 1 && left_all_as_it_was(error);
         if !outcome.as_ref().map_or_else(is_clean, |_| true) {
@@ -154,12 +213,24 @@ impl<'a, T: Transport> Staged<'a, T> {
         outcome.map_err(undone)
     }
 
+    /// Makes all of it final. What was not, cannot be done anew here: its calls are the caller's.
     pub(crate) async fn commit(&mut self) -> Result<(), Error> {
         let mut connection = self.take_connection()?;
         self.core.is_staged = false;
-        let outcome = commit(&mut connection).await;
+        let ticket = self.core.tickets.next();
+        let outcome = commit(&mut connection, &ticket).await;
         self.core.put_back(connection);
-        outcome
+        let Err(error) = outcome else { return Ok(()) };
+        let mut repetitions = Repetitions::new();
+        repetitions.after::<T>(error).await?;
+        while repetitions.is_in_doubt() {
+            match self.core.is_committed(&ticket).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => repetitions.end_doubt(),
+                Err(error) => repetitions.after::<T>(error).await?,
+            }
+        }
+        Err(Error::ConnectionLost { may_be_done: false })
     }
 
     pub(crate) async fn rollback(&mut self) {
@@ -236,17 +307,15 @@ impl<T: Transport> Watching<T> {
 
     /// Connects and has the watch begin, again if a daemon that was about to end had taken it.
     async fn stand(&mut self) -> Result<(), Error> {
-        let mut repetitions = 0;
+        let mut repetitions = Repetitions::new();
         loop {
             let mut connection = Connection::open(&self.socket, Patience::Restart).await?;
             match connection.watch(&self.pattern).await {
-                Err(Error::ConnectionLost { .. }) if repetitions < MOST_REPETITIONS => {
-                    repetitions += 1;
+                Ok(()) => {
+                    self.connection = Some(connection);
+                    return Ok(());
                 }
-                outcome => {
-                    self.connection = outcome.is_ok().then_some(connection);
-                    return outcome;
-                }
+                Err(error) => repetitions.after::<T>(undone(error)).await?,
             }
         }
     }
@@ -293,8 +362,11 @@ fn not_due() -> Error {
 }
 
 /// A refused Commit leaves nothing open.
-async fn commit<T: Transport>(connection: &mut Connection<T>) -> Result<(), Error> {
-    let outcome = connection.tell(Call::Commit).await;
+async fn commit<T: Transport>(
+    connection: &mut Connection<T>,
+    ticket: &Ticket,
+) -> Result<(), Error> {
+    let outcome = connection.tell(Call::Commit { ticket: Some(ticket.clone()) }).await;
     if outcome.is_err() {
         roll_back(connection).await;
     }

@@ -37,10 +37,11 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The connection was lost, and the call could not be repeated without risk.
+    /// The connection was lost: with a transaction that was open on it, or again and again for some
+    /// seconds, or the daemon did not come back.
     #[error("the connection to the daemon was lost{}", told(*may_be_done))]
     ConnectionLost {
-        /// Whether the call may have been carried out all the same.
+        /// Whether the call may have been carried out all the same: no daemon was there to tell.
         may_be_done: bool,
     },
 

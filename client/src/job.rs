@@ -8,7 +8,7 @@ use std::{
 
 use fdstash_proto::{
     Call, Clash, Gift, Handed, MAX_DESCRIPTORS, Mode, Name, Pattern, Refusal, Reopening, Request,
-    Taking,
+    Taking, Ticket,
     call::{self, write_get_info},
     reply::Expect,
 };
@@ -25,7 +25,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 pub(crate) struct Job<'fd> {
     requests: Vec<Request<BorrowedFd<'fd>>>,
     pub(crate) finality: Finality,
-    pub(crate) repetition: Repetition,
     /// Until when a Take waits.
     deadline: Option<Instant>,
 }
@@ -39,23 +38,14 @@ pub(crate) enum Finality {
     Together,
 }
 
-/// When it may be sent again after its connection was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repetition {
-    /// Always: having been carried out twice, it has done no more than once.
-    Harmless,
-    /// If it was certainly not carried out.
-    IfUndone,
-}
-
 impl<'fd> Job<'fd> {
     pub(crate) fn give<F: AsFd>(gifts: &'fd [Gift<F>], clash: Clash) -> Result<Self, Error> {
         distinct(gifts.iter().map(|gift| &gift.name), gifts.len() > MAX_DESCRIPTORS)?;
         let calls = gifts.chunks(MAX_DESCRIPTORS).map(|gifts| {
             let gifts = gifts.iter().map(lend).collect();
-            Call::Give { gifts, clash }
+            Call::Give { gifts, clash, ticket: None }
         });
-        Ok(Self::cheapest(calls, Repetition::IfUndone))
+        Ok(Self::cheapest(calls))
     }
 
     /// Leaves the stash at Commit only, when all has arrived.
@@ -66,13 +56,15 @@ impl<'fd> Job<'fd> {
 
     pub(crate) fn copy(names: &[Name], taking: Taking, wait: Duration) -> Result<Self, Error> {
         let calls = takes(names, taking)?;
-        Ok(Self { repetition: Repetition::Harmless, ..Self::waiting(calls, wait) })
+        Ok(Self::waiting(calls, wait))
     }
 
     pub(crate) fn close(names: &[Name]) -> Result<Self, Error> {
         distinct(names, names.len() > NAMES_A_CALL)?;
-        let calls = names.chunks(NAMES_A_CALL).map(|names| Call::Close { names: names.to_vec() });
-        Ok(Self::cheapest(calls, Repetition::IfUndone))
+        let calls = names
+            .chunks(NAMES_A_CALL)
+            .map(|names| Call::Close { names: names.to_vec(), ticket: None });
+        Ok(Self::cheapest(calls))
     }
 
     /// Is undone where what it hands out does not arrive.
@@ -82,25 +74,25 @@ impl<'fd> Job<'fd> {
         let calls = reopenings
             .chunks(MAX_DESCRIPTORS)
             .map(|reopenings| Call::Reopen { reopenings: reopenings.to_vec() });
-        Ok(Self { finality: Finality::Together, ..Self::cheapest(calls, Repetition::IfUndone) })
+        Ok(Self { finality: Finality::Together, ..Self::cheapest(calls) })
     }
 
     /// Begins a transaction, which the connection's end undoes.
     pub(crate) fn begin() -> Self {
-        Self::cheapest([Call::Begin], Repetition::Harmless)
+        Self::cheapest([Call::Begin])
     }
 
     pub(crate) fn list(pattern: &Pattern) -> Self {
-        Self::cheapest([Call::List { pattern: pattern.clone() }], Repetition::Harmless)
+        Self::cheapest([Call::List { pattern: pattern.clone() }])
     }
 
     pub(crate) fn statistics() -> Self {
-        Self::cheapest([Call::GetStatistics], Repetition::Harmless)
+        Self::cheapest([Call::GetStatistics])
     }
 
     pub(crate) fn info() -> Self {
         let requests = vec![Request::GetInfo];
-        Self { requests, ..Self::cheapest([], Repetition::Harmless) }
+        Self { requests, ..Self::cheapest([]) }
     }
 
     /// How many requests it is.
@@ -108,9 +100,28 @@ impl<'fd> Job<'fd> {
         self.requests.len()
     }
 
-    /// What to send, with what is left of the time to wait.
-    pub(crate) fn questions(&self) -> impl Iterator<Item = Question<'fd>> {
-        self.requests.iter().map(|request| {
+    /// Whether it changes what is kept, and so would have done something if it was carried out.
+    pub(crate) fn changes(&self) -> bool {
+        self.requests.iter().any(|request| match request {
+            Request::Stash(Call::Take { taking, .. }) => *taking == Taking::Move,
+            Request::Stash(Call::Give { .. } | Call::Close { .. } | Call::Reopen { .. }) => true,
+            Request::Stash(
+                Call::Begin
+                | Call::Commit { .. }
+                | Call::Rollback
+                | Call::List { .. }
+                | Call::Watch { .. }
+                | Call::GetStatistics,
+            )
+            | Request::GetInfo
+            | Request::GetInterfaceDescription(_) => false,
+        })
+    }
+
+    /// What to send, with what is left of the time to wait, and with this ticket where a call that
+    /// is final at once has one.
+    pub(crate) fn questions(&self, by: Option<&Ticket>) -> impl Iterator<Item = Question<'fd>> {
+        self.requests.iter().map(move |request| {
             let mut request = request.clone();
             if let (Request::Stash(Call::Take { timeout_usec, .. }), Some(deadline)) =
                 (&mut request, self.deadline)
@@ -118,23 +129,25 @@ impl<'fd> Job<'fd> {
                 let left = deadline.saturating_duration_since(Instant::now());
                 *timeout_usec = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
             }
+            if let Request::Stash(Call::Give { ticket, .. } | Call::Close { ticket, .. }) =
+                &mut request
+            {
+                *ticket = by.cloned();
+            }
             Question::new(request)
         })
     }
 
     /// As few round trips as it takes: a transaction only around several requests.
-    fn cheapest(
-        calls: impl IntoIterator<Item = Call<BorrowedFd<'fd>>>,
-        repetition: Repetition,
-    ) -> Self {
+    fn cheapest(calls: impl IntoIterator<Item = Call<BorrowedFd<'fd>>>) -> Self {
         let requests: Vec<_> = calls.into_iter().map(Request::Stash).collect();
         let finality = if requests.len() > 1 { Finality::Together } else { Finality::AtOnce };
-        Self { requests, finality, repetition, deadline: None }
+        Self { requests, finality, deadline: None }
     }
 
     fn waiting(calls: Vec<Call<BorrowedFd<'fd>>>, wait: Duration) -> Self {
         let deadline = (!wait.is_zero()).then(|| Instant::now() + wait.min(LONGEST_WAIT));
-        Self { deadline, ..Self::cheapest(calls, Repetition::IfUndone) }
+        Self { deadline, ..Self::cheapest(calls) }
     }
 }
 
@@ -157,7 +170,7 @@ impl<'fd> Question<'fd> {
         let (due, mode) = match &call {
             Call::Give { .. } => (Expect::Given, Mode::Once),
             Call::Take { .. } | Call::Reopen { .. } => (Expect::Handed, Mode::Once),
-            Call::Close { .. } | Call::Begin | Call::Commit | Call::Rollback => {
+            Call::Close { .. } | Call::Begin | Call::Commit { .. } | Call::Rollback => {
                 (Expect::Done, Mode::Once)
             }
             Call::List { .. } => (Expect::Listed, Mode::More),
@@ -172,7 +185,7 @@ impl<'fd> Question<'fd> {
             Call::Give { .. }
             | Call::Close { .. }
             | Call::Begin
-            | Call::Commit
+            | Call::Commit { .. }
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }

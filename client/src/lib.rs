@@ -34,9 +34,10 @@
 //!   has no room for one, or the connection is lost, the stash keeps what it had.
 //! - A call of **more than 253 descriptors**, the kernel's limit for a message, is several messages
 //!   and still all or nothing.
-//! - When the **daemon restarts**, the client connects anew: an idle connection that has ended is
-//!   noticed before it is used, and what is harmless is sent again. What may have been
-//!   carried out is not; [`Error::ConnectionLost`] says which it was.
+//! - When the **daemon restarts**, after a crash or for an upgrade, the client connects anew and sends
+//!   again what was lost. What changes something bears a ticket, by which the daemon knows whether it
+//!   has done it already, so it is done once. [`Error::ConnectionLost`] is for a daemon that does not come back, and for the
+//!   caller's own transactions, which are undone with their connection.
 //! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
 //!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.
 #![forbid(unsafe_code)]
@@ -47,6 +48,7 @@ mod connection;
 mod core;
 mod error;
 mod job;
+mod repetition;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod transport;

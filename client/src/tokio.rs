@@ -87,8 +87,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; then the stash keeps them all, except after [`Error::ConnectionLost`] that may
-    /// be done: see [`Client::unconfirmed`].
+    /// Any [`Error`]; then the stash keeps them all, but for those that [`Client::unconfirmed`] has.
     pub async fn take(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
         self.take_within(names, Duration::ZERO).await
     }
@@ -107,9 +106,10 @@ impl Client {
         self.0.run(&Job::take(names, wait)?).await.map(handed)
     }
 
-    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the
-    /// connection was lost, or the future dropped, before the daemon could confirm the take or the
-    /// reopen, so that it may have let go of them. Until they are fetched, the client keeps them.
+    /// Hands out descriptors that earlier calls have left here: they had arrived, and then the daemon
+    /// did not confirm the take or the reopen, since the future was dropped, or the daemon did not
+    /// come back, or not with what it had kept; so it may have let go of them. Until they are fetched,
+    /// the client keeps them.
     pub fn unconfirmed(&mut self) -> Vec<Handed<OwnedFd>> {
         self.0.take_unconfirmed()
     }
@@ -179,7 +179,7 @@ impl Client {
     /// # Errors
     ///
     /// Any [`Error`]; then the stash keeps all as it was, except after [`Error::ConnectionLost`]
-    /// that may be done: see [`Client::unconfirmed`].
+    /// that may be done: what was handed out then, [`Client::unconfirmed`] has.
     pub async fn reopen(
         &mut self,
         reopenings: &[Reopening],

@@ -84,6 +84,32 @@ async fn a_take_dropped_at_its_commit_leaves_its_descriptors_with_the_client() {
 }
 
 #[tokio::test]
+async fn a_take_dropped_while_it_asks_for_its_commit_leaves_its_descriptors_with_the_client() {
+    let (heard, was_heard) = oneshot::channel();
+    let daemon = Stage::plays(move |stage| {
+        let mut line = stage.accepts();
+        line.answers("Begin", Reply::Done);
+        line.answers("Take disk", handed(&names(["disk"])));
+        line.ignores("Commit");
+        drop(line);
+        let mut line = stage.accepts();
+        line.ignores("Commit");
+        heard.send(()).unwrap();
+        line.ignores("End");
+    });
+    let mut client = Client::connect_to(&daemon.socket).await.unwrap();
+
+    let disk = names(["disk"]);
+    tokio::select! {
+        outcome = client.take(&disk) => panic!("{outcome:?}"),
+        outcome = was_heard => outcome.unwrap(),
+    }
+
+    assert_eq!(client.unconfirmed().len(), 1);
+    daemon.ends();
+}
+
+#[tokio::test]
 async fn a_call_dropped_in_a_transaction_rolls_it_back() {
     let (heard, was_heard) = oneshot::channel();
     let daemon = Stage::plays(|stage| {

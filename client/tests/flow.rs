@@ -39,7 +39,10 @@ mod tokio {
     }
 
     macro_rules! story {
-        ($(fn $name:ident() $body:block)*) => { $(#[tokio::test] async fn $name() $body)* };
+        // The pauses before a call is sent again are passed over here.
+        ($(fn $name:ident() $body:block)*) => {
+            $(#[tokio::test(start_paused = true)] async fn $name() $body)*
+        };
     }
 
     macro_rules! next {

@@ -15,6 +15,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     Access, INTERFACE_NAME, Labels, MAX_DESCRIPTORS, Name, Pattern, Refusal, SERVICE_NAME, Share,
+    Ticket,
     codec::{Frame, Hangup, Supply},
 };
 
@@ -27,6 +28,8 @@ pub enum Call<F> {
         gifts: Vec<Gift<F>>,
         /// What to do about a name that is taken.
         clash: Clash,
+        /// By what it is known if it is sent again.
+        ticket: Option<Ticket>,
     },
     /// Hand these out.
     Take {
@@ -41,6 +44,8 @@ pub enum Call<F> {
     Close {
         /// Which ones.
         names: Vec<Name>,
+        /// By what it is known if it is sent again.
+        ticket: Option<Ticket>,
     },
     /// Open these files anew.
     Reopen {
@@ -50,7 +55,10 @@ pub enum Call<F> {
     /// Open a transaction on this connection.
     Begin,
     /// Make all of it final.
-    Commit,
+    Commit {
+        /// By what it is known if it is sent again.
+        ticket: Option<Ticket>,
+    },
     /// Undo all of it.
     Rollback,
     /// Show the entries.
@@ -68,6 +76,23 @@ pub enum Call<F> {
 }
 
 impl<F> Call<F> {
+    /// By what it is known if it is sent again.
+    #[must_use]
+    pub fn ticket(&self) -> Option<&Ticket> {
+        match self {
+            Self::Give { ticket, .. } | Self::Close { ticket, .. } | Self::Commit { ticket } => {
+                ticket.as_ref()
+            }
+            Self::Take { .. }
+            | Self::Reopen { .. }
+            | Self::Begin
+            | Self::Rollback
+            | Self::List { .. }
+            | Self::Watch { .. }
+            | Self::GetStatistics => None,
+        }
+    }
+
     /// The same call with another kind of descriptor, if the step works for each.
     ///
     /// # Errors
@@ -78,20 +103,21 @@ impl<F> Call<F> {
         mut step: impl FnMut(F) -> Result<G, E>,
     ) -> Result<Call<G>, (Name, E)> {
         Ok(match self {
-            Self::Give { gifts, clash } => {
+            Self::Give { gifts, clash, ticket } => {
                 let step = |gift: Gift<F>| {
                     let name = gift.name.clone();
                     gift.try_map(&mut step).map_err(|error| (name, error))
                 };
-                Call::Give { gifts: gifts.into_iter().map(step).collect::<Result<_, _>>()?, clash }
+                let gifts = gifts.into_iter().map(step).collect::<Result<_, _>>()?;
+                Call::Give { gifts, clash, ticket }
             }
             Self::Take { names, taking, timeout_usec } => {
                 Call::Take { names, taking, timeout_usec }
             }
-            Self::Close { names } => Call::Close { names },
+            Self::Close { names, ticket } => Call::Close { names, ticket },
             Self::Reopen { reopenings } => Call::Reopen { reopenings },
             Self::Begin => Call::Begin,
-            Self::Commit => Call::Commit,
+            Self::Commit { ticket } => Call::Commit { ticket },
             Self::Rollback => Call::Rollback,
             Self::List { pattern } => Call::List { pattern },
             Self::Watch { pattern } => Call::Watch { pattern },
@@ -342,12 +368,15 @@ fn understand_plain<F>(
     let call = match method {
         "Take" => take(parse_borrowed(parameters)?)?,
         "Close" => {
-            let CloseWire { names } = parse_borrowed(parameters)?;
-            Call::Close { names: distinct(names.iter().map(AsRef::as_ref))? }
+            let CloseWire { names, ticket: text } = parse_borrowed(parameters)?;
+            let ticket = ticket(text)?;
+            Call::Close { names: distinct(names.iter().map(AsRef::as_ref))?, ticket }
         }
         "Reopen" => reopen(parameters)?,
         "Begin" => parse::<NoneWire>(parameters).map(|NoneWire {}| Call::Begin)?,
-        "Commit" => parse::<NoneWire>(parameters).map(|NoneWire {}| Call::Commit)?,
+        "Commit" => {
+            Call::Commit { ticket: ticket(parse_borrowed::<CommitWire<'_>>(parameters)?.ticket)? }
+        }
         "Rollback" => parse::<NoneWire>(parameters).map(|NoneWire {}| Call::Rollback)?,
         "List" => Call::List { pattern: pattern(parameters)? },
         "Watch" => Call::Watch { pattern: pattern(parameters)? },
@@ -360,11 +389,12 @@ fn understand_plain<F>(
 fn give<F>(wire: GiveWire<'_>, supply: &mut Supply<F>) -> Result<Call<F>, Misfit<F>> {
     let lost = |refusal| Misfit { refusal, unused: Vec::new(), last: true };
     let fds = descriptors(&wire.entries, supply).map_err(lost)?;
-    match gift_names(&wire.entries) {
-        Ok(names) => {
+    let ticket = ticket(wire.ticket);
+    match gift_names(&wire.entries).and_then(|names| Ok((names, ticket?))) {
+        Ok((names, ticket)) => {
             let gifts = names.into_iter().zip(wire.entries).zip(fds);
             let gifts = gifts.map(|((name, Object(entry)), fd)| entry.into_gift(name, fd));
-            Ok(Call::Give { gifts: gifts.collect(), clash: clash(wire.exclusive) })
+            Ok(Call::Give { gifts: gifts.collect(), clash: clash(wire.exclusive), ticket })
         }
         Err(refusal) => Err(Misfit { refusal, unused: fds, last: false }),
     }
@@ -455,6 +485,10 @@ fn pattern(parameters: &str) -> Result<Pattern, Refusal> {
         None => Ok(Pattern::all()),
         Some(text) => Pattern::new(&text).map_err(|_| invalid("pattern")),
     }
+}
+
+fn ticket(text: Option<Cow<'_, str>>) -> Result<Option<Ticket>, Refusal> {
+    text.map(|text| Ticket::new(&text).map_err(|_| invalid("ticket"))).transpose()
 }
 
 fn name(text: &str) -> Result<Name, Refusal> {
@@ -569,12 +603,13 @@ fn culprit(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
 pub fn write<F>(call: Call<F>, mode: Mode) -> Frame<F> {
     let mut fds = Vec::new();
     let (method, parameters) = match call {
-        Call::Give { gifts, clash } => ("Give", {
+        Call::Give { gifts, clash, ticket } => ("Give", {
             let entries =
                 gifts.into_iter().map(|gift| Object(gift_to_wire(gift, &mut fds))).collect();
             to_value(&GiveWire {
                 entries,
                 exclusive: Some(clash == Clash::Refuse).filter(|on| *on),
+                ticket: ticket.as_ref().map(as_text),
             })
         }),
         Call::Take { names, taking, timeout_usec } => ("Take", {
@@ -586,13 +621,18 @@ pub fn write<F>(call: Call<F>, mode: Mode) -> Frame<F> {
                 timeout_usec: Some(to_int(timeout_usec)).filter(|usec| *usec > 0),
             })
         }),
-        Call::Close { names } => ("Close", to_value(&CloseWire { names: as_texts(&names) })),
+        Call::Close { names, ticket } => ("Close", {
+            let ticket = ticket.as_ref().map(as_text);
+            to_value(&CloseWire { names: as_texts(&names), ticket })
+        }),
         Call::Reopen { reopenings } => ("Reopen", {
             let entries = reopenings.into_iter().map(ReopeningWire::of).map(Object).collect();
             to_value(&ReopenWire { entries })
         }),
         Call::Begin => ("Begin", to_value(&NoneWire {})),
-        Call::Commit => ("Commit", to_value(&NoneWire {})),
+        Call::Commit { ticket } => {
+            ("Commit", to_value(&CommitWire { ticket: ticket.as_ref().map(as_text) }))
+        }
         Call::Rollback => ("Rollback", to_value(&NoneWire {})),
         Call::List { pattern } => ("List", pattern_to_wire(&pattern)),
         Call::Watch { pattern } => ("Watch", pattern_to_wire(&pattern)),
@@ -644,6 +684,10 @@ fn pattern_to_wire(pattern: &Pattern) -> Value {
 
 fn as_texts(names: &[Name]) -> Vec<Cow<'_, str>> {
     names.iter().map(|name| Cow::Borrowed(name.as_str())).collect()
+}
+
+fn as_text(ticket: &Ticket) -> Cow<'_, str> {
+    Cow::Borrowed(ticket.as_str())
 }
 
 fn to_int(value: u64) -> i64 {
@@ -711,6 +755,8 @@ struct GiveWire<'a> {
     entries: Vec<Object<GiftWire<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exclusive: Option<bool>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    ticket: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -772,6 +818,15 @@ struct TakeWire<'a> {
 struct CloseWire<'a> {
     #[serde(borrow)]
     names: Vec<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    ticket: Option<Cow<'a, str>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommitWire<'a> {
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    ticket: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 //!
 //! - [`Inbox`] and [`Outbox`]: the messages and the descriptors beside them, bounded.
 //! - [`call`]: what a client asks; [`reply`]: what it gets, a [`Refusal`] included.
-//! - [`Name`], [`Pattern`] and the other terms of the interface: checked once, here, and nowhere else.
+//! - [`Name`], [`Pattern`], [`Ticket`] and the other terms of the interface: checked once, here, and nowhere else.
 //!
 //! The contract is the interface file, [`INTERFACE`]; a test parses it and holds the types to it.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod proptest;
 pub mod reply;
 pub mod socket;
 mod terms;
+mod ticket;
 
 pub use call::{Call, Clash, Gift, Incoming, Mode, Reopening, Request, Taking};
 pub use codec::{Frame, Hangup, Inbox, MAX_MESSAGE, Outbox};
@@ -29,6 +30,7 @@ pub use name::{BadName, Name};
 pub use pattern::{BadPattern, Pattern};
 pub use reply::{Handed, Info, Notice, Refusal, Reply, Statistics};
 pub use terms::{Access, Change, Entry, Flags, Keeper, Kind, Labels, Peer, Share};
+pub use ticket::{BadTicket, Ticket};
 
 /// The interface's name, the first part of every method's.
 pub const INTERFACE_NAME: &str = "org.fdstash.Stash";

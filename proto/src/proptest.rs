@@ -4,7 +4,7 @@ use proptest::{collection, option, prelude::*, sample};
 
 use crate::{
     Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Info, Keeper, Kind, Labels, Name,
-    Notice, Pattern, Peer, Refusal, Reopening, Reply, Share, Statistics, Taking,
+    Notice, Pattern, Peer, Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
 
 /// Any name.
@@ -16,6 +16,17 @@ pub fn name() -> impl Strategy<Value = Name> {
 pub fn common_name() -> impl Strategy<Value = Name> {
     sample::select(vec!["a", "b", "vm/disk0", "vm/disk1"])
         .prop_filter_map("a name", |text| Name::new(text).ok())
+}
+
+/// Any ticket.
+pub fn ticket() -> impl Strategy<Value = Ticket> {
+    "[!-~]{1,64}".prop_filter_map("a ticket", |text| Ticket::new(&text).ok())
+}
+
+/// One of a few tickets, so that calls are repeated.
+pub fn common_ticket() -> impl Strategy<Value = Ticket> {
+    sample::select(vec!["1", "2", "3", "4", "5", "6"])
+        .prop_filter_map("a ticket", |text| Ticket::new(text).ok())
 }
 
 /// Any access.
@@ -68,11 +79,13 @@ pub fn reopening(name: Name) -> impl Strategy<Value = Reopening> {
         })
 }
 
-/// Any call over names of the given kind, with `()` for each descriptor.
-pub fn call<S>(names: impl Fn() -> S) -> impl Strategy<Value = Call<()>>
+/// Any call over names and tickets of the given kinds, with `()` for each descriptor.
+pub fn call<S, T>(names: impl Fn() -> S, tickets: impl Fn() -> T) -> impl Strategy<Value = Call<()>>
 where
     S: Strategy<Value = Name> + 'static,
+    T: Strategy<Value = Ticket> + 'static,
 {
+    let ticket = || option::weighted(0.5, tickets());
     let distinct = |names: S| collection::btree_set(names, 0..4);
     let gifts = distinct(names())
         .prop_flat_map(|names| names.into_iter().map(|name| gift(name, ())).collect::<Vec<_>>());
@@ -84,14 +97,15 @@ where
         .prop_map(|refuse| if refuse { Clash::Refuse } else { Clash::Replace });
     let timeout = prop_oneof![4 => Just(0u64), 1 => 1u64..1000];
     prop_oneof![
-        6 => (gifts, clash).prop_map(|(gifts, clash)| Call::Give { gifts, clash }),
+        6 => (gifts, clash, ticket())
+            .prop_map(|(gifts, clash, ticket)| Call::Give { gifts, clash, ticket }),
         6 => (vec(names()), taking, timeout).prop_map(|(names, taking, timeout_usec)| {
             Call::Take { names, taking, timeout_usec }
         }),
-        3 => vec(names()).prop_map(|names| Call::Close { names }),
+        3 => (vec(names()), ticket()).prop_map(|(names, ticket)| Call::Close { names, ticket }),
         3 => reopenings.prop_map(|reopenings| Call::Reopen { reopenings }),
         2 => Just(Call::Begin),
-        2 => Just(Call::Commit),
+        2 => ticket().prop_map(|ticket| Call::Commit { ticket }),
         1 => Just(Call::Rollback),
         1 => Just(Call::List { pattern: Pattern::all() }),
         1 => Just(Call::Watch { pattern: Pattern::all() }),

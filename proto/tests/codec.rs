@@ -16,7 +16,7 @@ use std::{
 use fdstash_proto::{
     Call, Clash, Frame, Gift, Handed, Hangup, INTERFACE_NAME, Inbox, Incoming, MAX_DESCRIPTORS,
     MAX_MESSAGE, Mode, Name, Outbox, Refusal, Reply, Request, call,
-    proptest::{call, name, refusal, reply},
+    proptest::{call, name, refusal, reply, ticket},
     reply::{self, Answer, Expect, Refused},
 };
 use proptest::{
@@ -759,20 +759,20 @@ fn any_call() -> impl Strategy<Value = Call<()>> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         give(&names, &vec![(); count])
     });
-    prop_oneof![15 => call(name), 1 => many]
+    prop_oneof![15 => call(name, ticket), 1 => many]
 }
 
 fn numbered(call: Call<()>, tokens: &mut impl Iterator<Item = u32>) -> Call<u32> {
     match call {
-        Call::Give { gifts, clash } => {
+        Call::Give { gifts, clash, ticket } => {
             let gifts = gifts.into_iter().zip(tokens).map(|(gift, token)| gift.map(|()| token));
-            Call::Give { gifts: gifts.collect(), clash }
+            Call::Give { gifts: gifts.collect(), clash, ticket }
         }
         Call::Take { names, taking, timeout_usec } => Call::Take { names, taking, timeout_usec },
-        Call::Close { names } => Call::Close { names },
+        Call::Close { names, ticket } => Call::Close { names, ticket },
         Call::Reopen { reopenings } => Call::Reopen { reopenings },
         Call::Begin => Call::Begin,
-        Call::Commit => Call::Commit,
+        Call::Commit { ticket } => Call::Commit { ticket },
         Call::Rollback => Call::Rollback,
         Call::List { pattern } => Call::List { pattern },
         Call::Watch { pattern } => Call::Watch { pattern },
@@ -966,7 +966,7 @@ fn heard(
 fn give<F: Clone>(names: &[&str], fds: &[F]) -> Call<F> {
     let name = |name: &&str| Name::new(name).expect("a name");
     let gifts = names.iter().zip(fds).map(|(text, fd)| Gift::new(name(text), fd.clone()));
-    Call::Give { gifts: gifts.collect(), clash: Clash::Replace }
+    Call::Give { gifts: gifts.collect(), clash: Clash::Replace, ticket: None }
 }
 
 fn begin() -> Vec<u8> {

@@ -11,7 +11,7 @@ use fdstash_proto::{
     Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Hangup, INTERFACE, INTERFACE_NAME,
     Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mode, Name, Notice, Pattern,
     Peer, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME, Share, Statistics, Taking,
-    call,
+    Ticket, call,
     reply::{self, Answer, Expect, Refused},
 };
 use idl::{Field, Interface, Type};
@@ -292,6 +292,8 @@ fn the_limits_are_those_of_the_comments() {
 
     assert!(INTERFACE.contains(&format!("at most {MAX_DESCRIPTORS} descriptors")));
     assert!(name.doc.contains(&format!("1 to {} printable ASCII", Name::MAX_LEN)), "{}", name.doc);
+    let ticket = format!("bears a ticket: 1 to {} printable ASCII", Ticket::MAX_LEN);
+    assert!(INTERFACE.contains(&ticket));
 }
 
 fn interfaces() -> [Interface; 2] {
@@ -534,7 +536,7 @@ fn method_of(request: &Request<u32>) -> String {
                 Call::Close { .. } => "Close",
                 Call::Reopen { .. } => "Reopen",
                 Call::Begin => "Begin",
-                Call::Commit => "Commit",
+                Call::Commit { .. } => "Commit",
                 Call::Rollback => "Rollback",
                 Call::List { .. } => "List",
                 Call::Watch { .. } => "Watch",
@@ -571,19 +573,25 @@ fn every_call() -> Vec<Call<u32>> {
         ..Reopening::new(name("b"))
     };
     let names = || vec![name("a"), name("b")];
+    let ticket = || Some(Ticket::new("7f3a.1").expect("a ticket"));
     let pattern = || Pattern::new("a*").expect("a pattern");
     vec![
-        Call::Give { gifts: vec![], clash: Clash::Replace },
-        Call::Give { gifts: vec![Gift::new(name("a"), 0), gift], clash: Clash::Refuse },
+        Call::Give { gifts: vec![], clash: Clash::Replace, ticket: None },
+        Call::Give {
+            gifts: vec![Gift::new(name("a"), 0), gift],
+            clash: Clash::Refuse,
+            ticket: ticket(),
+        },
         Call::Take { names: vec![], taking: Taking::Move, timeout_usec: 0 },
         Call::Take { names: names(), taking: Taking::Copy, timeout_usec: 0 },
         Call::Take { names: names(), taking: Taking::Fresh, timeout_usec: 1 },
-        Call::Close { names: vec![] },
-        Call::Close { names: names() },
+        Call::Close { names: vec![], ticket: None },
+        Call::Close { names: names(), ticket: ticket() },
         Call::Reopen { reopenings: vec![] },
         Call::Reopen { reopenings: vec![Reopening::new(name("a")), reopening] },
         Call::Begin,
-        Call::Commit,
+        Call::Commit { ticket: None },
+        Call::Commit { ticket: ticket() },
         Call::Rollback,
         Call::List { pattern: Pattern::all() },
         Call::List { pattern: pattern() },

@@ -7,7 +7,7 @@ use std::str::from_utf8;
 
 use fdstash_proto::{
     BadName, Call, INTERFACE, INTERFACE_NAME, Inbox, Incoming, MAX_DESCRIPTORS, Mode, Name,
-    Pattern, Refusal, Request, SERVICE, SERVICE_NAME, call,
+    Pattern, Refusal, Request, SERVICE, SERVICE_NAME, Ticket, call,
 };
 use serde_json::{Value, json};
 
@@ -167,7 +167,7 @@ fn close_names_as_many_as_a_message_has_room_for() {
     let incoming = read(&stash_call("Close", &json!({ "names": names }).to_string()), []);
 
     let names = names.iter().map(|name| Name::new(name).unwrap()).collect();
-    assert_eq!(incoming.request, Ok(Request::Stash(Call::Close { names })));
+    assert_eq!(incoming.request, Ok(Request::Stash(Call::Close { names, ticket: None })));
 }
 
 #[test]
@@ -205,6 +205,31 @@ fn a_name_twice_in_one_call_is_refused() {
         let refusal = Refusal::InvalidName { name: "a".into(), reason };
         assert_eq!(incoming.request, Err(refusal), "{}", shown(&message));
         assert!(!incoming.last, "{}", shown(&message));
+    }
+}
+
+#[test]
+fn a_ticket_is_taken_up_to_its_limit_and_refused_past_it() {
+    let longest = "x".repeat(Ticket::MAX_LEN);
+    let table = [("7f3a.1", true), (&longest, true), (&format!("{longest}x"), false), ("", false)];
+    let table = table.into_iter().chain([("a b", false), ("käse", false)]);
+
+    for (text, fits) in table {
+        let gift = json!({ "name": "a", "fileDescriptor": 0 });
+        for (method, parameters, fds) in [
+            ("Give", json!({ "entries": [gift], "ticket": text }), vec![7]),
+            ("Close", json!({ "names": ["a"], "ticket": text }), vec![]),
+            ("Commit", json!({ "ticket": text }), vec![]),
+        ] {
+            let incoming = read(&stash_call(method, &parameters.to_string()), fds.clone());
+
+            if fits {
+                let Ok(Request::Stash(call)) = incoming.request else { panic!("{incoming:?}") };
+                assert_eq!(call.ticket().map(Ticket::as_str), Some(text), "{method}");
+            } else {
+                assert_eq!(incoming, refused(invalid("ticket"), fds, false), "{method} {text}");
+            }
+        }
     }
 }
 

@@ -254,9 +254,9 @@ fn calls_and_their_files_go_through_a_socket_that_accepts_little_at_a_time() {
             labels: [("label".to_owned(), label.clone())].into(),
             ..Gift::new(name(&format!("{at}/{of}")), file)
         });
-        let give = Call::Give { gifts: gifts.collect(), clash: Clash::Replace };
+        let give = Call::Give { gifts: gifts.collect(), clash: Clash::Replace, ticket: None };
         outbox.push(call::write(give, Mode::Once), ());
-        outbox.push(call::write(Call::Commit, Mode::Once), ());
+        outbox.push(call::write(Call::Commit { ticket: None }, Mode::Once), ());
     }
     let mut inbox = Inbox::for_calls();
 

@@ -16,7 +16,7 @@ use std::{
 use fdstash::{Access, Change, Entry, Flags, Gift, Handed, Keeper, Kind, Labels, Name, Peer};
 use fdstash::{Info, Refusal, Statistics};
 use fdstash_proto::{
-    Call, Clash, Inbox, Outbox, Reply, Request, Taking, reply,
+    Call, Clash, Inbox, Outbox, Reply, Request, Taking, Ticket, reply,
     socket::{self, Received},
 };
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -60,7 +60,8 @@ impl Stage {
     pub(crate) fn accepts(&self) -> Line {
         let (stream, _) = self.listener.accept().expect("a client should connect");
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        Line { stream, inbox: Inbox::for_calls(), given: Vec::new(), handed: Vec::new() }
+        let inbox = Inbox::for_calls();
+        Line { stream, inbox, ticket: None, given: Vec::new(), handed: Vec::new() }
     }
 
     /// Fails if a client has connected that was not accepted.
@@ -88,6 +89,8 @@ fn listening(socket: &Path) -> UnixListener {
 pub(crate) struct Line {
     stream: UnixStream,
     inbox: Inbox<OwnedFd>,
+    /// The ticket of the last call.
+    pub(crate) ticket: Option<Ticket>,
     /// What was given in the last call.
     pub(crate) given: Vec<Gift<OwnedFd>>,
     /// What was handed out, kept as the stash keeps what is not final.
@@ -139,6 +142,18 @@ impl Line {
         assert_eq!(self.hears(), words);
     }
 
+    /// Hears exactly this with a ticket, and says nothing.
+    pub(crate) fn ignores_ticket(&mut self, words: &str) -> Ticket {
+        self.ignores(words);
+        self.ticket.take().expect("it should have a ticket")
+    }
+
+    /// Hears exactly this with this ticket, and says that.
+    pub(crate) fn answers_ticket(&mut self, words: &str, ticket: &Ticket, reply: Reply<OwnedFd>) {
+        assert_eq!(&self.ignores_ticket(words), ticket);
+        self.says(reply);
+    }
+
     pub(crate) fn says(&mut self, reply: Reply<OwnedFd>) {
         self.sends(reply::write(Ok(reply), false));
     }
@@ -182,11 +197,12 @@ impl Line {
     }
 
     fn words(&mut self, call: Call<OwnedFd>) -> String {
+        self.ticket = call.ticket().cloned();
         let list = |names: &[Name]| {
             names.iter().map(|name| format!(" {name}")).collect::<Vec<_>>().concat()
         };
         match call {
-            Call::Give { gifts, clash } => {
+            Call::Give { gifts, clash, .. } => {
                 let names: Vec<_> = gifts.iter().map(|gift| gift.name.clone()).collect();
                 self.given = gifts;
                 let verb = if clash == Clash::Refuse { "GiveNew" } else { "Give" };
@@ -201,13 +217,13 @@ impl Line {
                 let patience = if timeout_usec > 0 { " patiently" } else { "" };
                 format!("{verb}{}{patience}", list(&names))
             }
-            Call::Close { names } => format!("Close{}", list(&names)),
+            Call::Close { names, .. } => format!("Close{}", list(&names)),
             Call::Reopen { reopenings } => {
                 let names: Vec<_> = reopenings.iter().map(|one| one.name.clone()).collect();
                 format!("Reopen{}", list(&names))
             }
             Call::Begin => "Begin".into(),
-            Call::Commit => "Commit".into(),
+            Call::Commit { .. } => "Commit".into(),
             Call::Rollback => "Rollback".into(),
             Call::List { pattern } => format!("List {}", pattern.as_str()),
             Call::Watch { pattern } => format!("Watch {}", pattern.as_str()),
@@ -258,6 +274,11 @@ pub(crate) fn handed_one(name: &Name, file: &OwnedFd) -> Reply<OwnedFd> {
 
 pub(crate) fn given() -> Reply<OwnedFd> {
     Reply::Given { replaced: Vec::new() }
+}
+
+/// What a daemon says of a Commit outside a transaction.
+pub(crate) fn outside() -> Refusal {
+    Refusal::TransactionState { reason: "no transaction is open on this connection".into() }
 }
 
 pub(crate) fn not_found(name: &str) -> Refusal {

@@ -43,7 +43,7 @@ story! {
 
     fn what_ends_the_daemon_each_time_is_not_asked_for_ever() {
         let daemon = Stage::plays(|stage| {
-            for _ in 0..3 {
+            for _ in 0..17 {
                 stage.accepts().ignores("GetStatistics");
             }
             stage.is_left_alone();
@@ -56,19 +56,76 @@ story! {
         daemon.ends();
     }
 
-    fn what_may_have_been_done_is_not_asked_again() {
+    fn what_may_have_been_done_is_sent_again_with_its_ticket() {
         let daemon = Stage::plays(|stage| {
-            stage.accepts().ignores("Give disk");
-            stage.accepts().ignores("Close disk");
+            let gives = stage.accepts().ignores_ticket("Give disk");
+            let mut line = stage.accepts();
+            line.answers_ticket("Give disk", &gives, Reply::Given { replaced: names(["disk"]) });
+            let closes = line.ignores_ticket("Close disk");
+            assert_ne!(closes, gives);
+            drop(line);
+            assert_eq!(stage.accepts().ignores_ticket("Close disk"), closes);
+            stage.accepts().answers_ticket("Close disk", &closes, Reply::Done);
             stage.is_left_alone();
         });
         let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
 
-        let given = wait!(client.give(&[Gift::new(name("disk"), file())])).unwrap_err();
-        let closed = wait!(client.close(&names(["disk"]))).unwrap_err();
+        let replaced = wait!(client.give(&[Gift::new(name("disk"), file())])).unwrap();
+        wait!(client.close(&names(["disk"]))).unwrap();
 
-        assert!(matches!(given, Error::ConnectionLost { may_be_done: true }), "{given:?}");
-        assert!(matches!(closed, Error::ConnectionLost { may_be_done: true }), "{closed:?}");
+        assert_eq!(replaced, names(["disk"]));
+        daemon.ends();
+    }
+
+    fn what_is_lost_each_time_is_told_that_it_may_be_done() {
+        let daemon = Stage::plays(|stage| {
+            for _ in 0..17 {
+                stage.accepts().ignores("Give disk");
+            }
+            stage.is_left_alone();
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.give(&[Gift::new(name("disk"), file())])).unwrap_err();
+
+        assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
+        daemon.ends();
+    }
+
+    fn where_the_daemon_does_not_come_back_what_was_asked_may_be_done() {
+        let daemon = Stage::plays(|stage| stage.accepts().ignores("Close disk"));
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.close(&names(["disk"]))).unwrap_err();
+
+        assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
+        daemon.ends();
+    }
+
+    fn who_is_turned_away_does_not_know_what_became_of_the_call_before() {
+        let daemon = Stage::plays(|stage| {
+            stage.accepts().ignores("Close disk");
+            let full = Refusal::LimitExceeded { limit: "connections".into(), value: 1 };
+            stage.accepts().refuses("Close disk", full);
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.close(&names(["disk"]))).unwrap_err();
+
+        assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
+        daemon.ends();
+    }
+
+    fn what_is_refused_when_it_is_sent_again_was_not_done_before() {
+        let daemon = Stage::plays(|stage| {
+            stage.accepts().ignores("Close disk");
+            stage.accepts().refuses("Close disk", not_found("disk"));
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.close(&names(["disk"]))).unwrap_err();
+
+        assert_eq!(error.refusal(), Some(&not_found("disk")));
         daemon.ends();
     }
 
@@ -77,12 +134,12 @@ story! {
             let mut line = stage.accepts();
             line.ignores("Close disk");
             line.mumbles(b"{\"parameters\":{", &[]);
+            drop(line);
+            stage.accepts().answers("Close disk", Reply::Done);
         });
         let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
 
-        let error = wait!(client.close(&names(["disk"]))).unwrap_err();
-
-        assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
+        wait!(client.close(&names(["disk"]))).unwrap();
         daemon.ends();
     }
 
@@ -108,7 +165,79 @@ story! {
         daemon.ends();
     }
 
-    fn a_take_that_may_be_final_is_told_and_nothing_of_it_is_dropped() {
+    fn a_take_whose_commit_had_happened_is_done() {
+        let image = file();
+        let kept = image.try_clone().unwrap();
+        let daemon = Stage::plays(move |stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.answers("Take disk", handed_one(&name("disk"), &kept));
+            let ticket = line.ignores_ticket("Commit");
+            drop(line);
+            assert_eq!(stage.accepts().ignores_ticket("Commit"), ticket);
+            stage.accepts().answers_ticket("Commit", &ticket, Reply::Done);
+            stage.is_left_alone();
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let handed = wait!(client.take(&names(["disk"]))).unwrap();
+
+        assert_eq!(identity(&handed[0].fd), identity(&image));
+        assert!(client.unconfirmed().is_empty());
+        daemon.ends();
+    }
+
+    fn a_take_or_reopen_whose_commit_never_was_is_made_again() {
+        for verb in ["Take", "Reopen"] {
+            let again = file();
+            let kept = again.try_clone().unwrap();
+            let daemon = Stage::plays(move |stage| {
+                let mut line = stage.accepts();
+                line.answers("Begin", Reply::Done);
+                line.answers(&format!("{verb} disk"), handed(&names(["disk"])));
+                let ticket = line.ignores_ticket("Commit");
+                drop(line);
+                let mut line = stage.accepts();
+                line.refuses("Commit", outside());
+                line.answers("Begin", Reply::Done);
+                line.answers(&format!("{verb} disk"), handed_one(&name("disk"), &kept));
+                line.answers_ticket("Commit", &ticket, Reply::Done);
+            });
+            let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+            let handed = if verb == "Take" {
+                wait!(client.take(&names(["disk"]))).unwrap()
+            } else {
+                wait!(client.reopen(&[Reopening::new(name("disk"))])).unwrap()
+            };
+
+            assert_eq!(identity(&handed[0].fd), identity(&again));
+            assert!(client.unconfirmed().is_empty());
+            daemon.ends();
+        }
+    }
+
+    fn a_give_in_several_parts_is_given_once() {
+        let daemon = Stage::plays(|stage| {
+            let all = many_names(254);
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.answers(&call("Give", &all[..253]), given());
+            assert_eq!(line.ticket, None);
+            line.answers(&call("Give", &all[253..]), Reply::Given { replaced: names(["r"]) });
+            line.ignores("Commit");
+            drop(line);
+            stage.accepts().answers("Commit", Reply::Done);
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+        let image = file();
+        let gifts: Vec<_> = many_names(254).into_iter().map(|n| Gift::new(n, &image)).collect();
+
+        assert_eq!(wait!(client.give(&gifts)).unwrap(), names(["r"]));
+        daemon.ends();
+    }
+
+    fn what_a_daemon_without_memory_had_handed_out_is_not_dropped() {
         let image = file();
         let kept = image.try_clone().unwrap();
         let daemon = Stage::plays(move |stage| {
@@ -118,19 +247,39 @@ story! {
             line.ignores("Commit");
             drop(line);
             let mut line = stage.accepts();
+            line.refuses("Commit", outside());
             line.answers("Begin", Reply::Done);
-            line.answers("Take other", handed(&names(["other"])));
-            line.answers("Commit", Reply::Done);
-            stage.is_left_alone();
+            line.refuses("Take disk", not_found("disk"));
+            line.answers("Rollback", Reply::Done);
         });
         let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
 
         let error = wait!(client.take(&names(["disk"]))).unwrap_err();
-        let other = wait!(client.take(&names(["other"]))).unwrap();
+        let unconfirmed = client.unconfirmed();
+
+        assert_eq!(error.refusal(), Some(&not_found("disk")));
+        assert_eq!(unconfirmed.len(), 1);
+        assert_eq!(identity(&unconfirmed[0].fd), identity(&image));
+        daemon.ends();
+    }
+
+    fn a_take_that_may_be_final_is_told_and_nothing_of_it_is_dropped() {
+        let image = file();
+        let kept = image.try_clone().unwrap();
+        let daemon = Stage::plays(move |stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.answers("Take disk", handed_one(&name("disk"), &kept));
+            line.ignores("Commit");
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.take(&names(["disk"]))).unwrap_err();
+        let other = wait!(client.take(&names(["other"]))).unwrap_err();
         let unconfirmed = client.unconfirmed();
 
         assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
-        assert_eq!(other.len(), 1);
+        assert!(matches!(other, Error::NoDaemon { .. }), "{other:?}");
         assert_eq!(unconfirmed.len(), 1);
         assert_eq!(identity(&unconfirmed[0].fd), identity(&image));
         assert!(client.unconfirmed().is_empty());
@@ -143,8 +292,7 @@ story! {
             line.answers("Begin", Reply::Done);
             line.answers("Take disk", handed(&names(["disk"])));
             line.refuses("Commit", Refusal::NotDurable { reason: "full".into() });
-            let outside = Refusal::TransactionState { reason: "no transaction".into() };
-            line.refuses("Rollback", outside);
+            line.refuses("Rollback", outside());
             line.answers("GetStatistics", Reply::Statistics(figures(1)));
         });
         let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
@@ -224,7 +372,7 @@ story! {
     fn a_watch_that_ends_the_daemon_each_time_is_not_begun_for_ever() {
         let daemon = Stage::plays(|stage| {
             let _client = stage.accepts();
-            for _ in 0..3 {
+            for _ in 0..17 {
                 stage.accepts().ignores("Watch *");
             }
             stage.is_left_alone();

@@ -99,7 +99,32 @@ story! {
         daemon.ends();
     }
 
-    fn a_lost_commit_may_be_done() {
+    fn a_lost_commit_is_asked_for_by_its_ticket() {
+        let daemon = Stage::plays(|stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            let ticket = line.ignores_ticket("Commit");
+            drop(line);
+            let mut line = stage.accepts();
+            line.answers_ticket("Commit", &ticket, Reply::Done);
+            line.answers("Begin", Reply::Done);
+            assert_ne!(line.ignores_ticket("Commit"), ticket);
+            drop(line);
+            stage.accepts().refuses("Commit", outside());
+            stage.is_left_alone();
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let happened = wait!(client.transaction()).unwrap();
+        wait!(happened.commit()).unwrap();
+        let never_was = wait!(client.transaction()).unwrap();
+        let error = wait!(never_was.commit()).unwrap_err();
+
+        assert!(matches!(error, Error::ConnectionLost { may_be_done: false }), "{error:?}");
+        daemon.ends();
+    }
+
+    fn a_lost_commit_may_be_done_where_the_daemon_does_not_come_back() {
         let daemon = Stage::plays(|stage| {
             let mut line = stage.accepts();
             line.answers("Begin", Reply::Done);
@@ -111,6 +136,23 @@ story! {
         let error = wait!(transaction.commit()).unwrap_err();
 
         assert!(matches!(error, Error::ConnectionLost { may_be_done: true }), "{error:?}");
+        daemon.ends();
+    }
+
+    fn a_refused_commit_is_not_asked_for_again() {
+        let daemon = Stage::plays(|stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.refuses("Commit", Refusal::NotDurable { reason: "full".into() });
+            line.refuses("Rollback", outside());
+            stage.is_left_alone();
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let transaction = wait!(client.transaction()).unwrap();
+        let error = wait!(transaction.commit()).unwrap_err();
+
+        assert!(matches!(error, Error::Refused(Refusal::NotDurable { .. })), "{error:?}");
         daemon.ends();
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fdstash_proto::{Change, Entry, Pattern, Refusal, Reply};
 
-use crate::{ConnectionId, EntryId, Kept, Opening};
+use crate::{ConnectionId, Done, EntryId, Kept, Opening};
 
 /// The effects of one step, in the order in which they must happen.
 pub type Effects<F> = Vec<Effect<F>>;
@@ -73,4 +73,6 @@ pub struct Record<F> {
     pub put: Vec<Kept<F>>,
     /// The entries that are kept no longer.
     pub gone: Vec<EntryId>,
+    /// The call that did it, if that bore a ticket; also where it has changed nothing.
+    pub done: Option<Done>,
 }

@@ -9,7 +9,8 @@
 //! What always holds:
 //!
 //! - All that can fail comes before all that changes: a refused call leaves everything as it was.
-//! - One call, one record: half a call cannot be replayed.
+//! - One call, one record, its ticket included: half a call cannot be replayed, and a whole one is
+//!   not done again.
 //! - A name is held by at most one connection; what a hold has staged, nobody else sees.
 //! - What is closed has left the stash, and the record that says so stands before it.
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ mod reopen;
 mod restore;
 mod stash;
 mod take;
+mod tickets;
 mod transaction;
 mod weight;
 
@@ -40,4 +42,5 @@ pub use record::{Begin, Carried, Doing, Line, Number, write_handover};
 pub use reopen::{OpenFailure, Opening, Rights};
 pub use restore::Replay;
 pub use stash::{ConnectionId, Limits, Stash};
+pub use tickets::Done;
 pub use weight::Weight;

@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
-use fdstash_proto::{Access, Flags, Kind, Labels, Mode, Name, Pattern, Peer, Share, Taking};
+use fdstash_proto::{
+    Access, Flags, Kind, Labels, Mode, Name, Pattern, Peer, Share, Taking, Ticket,
+};
 
 use crate::{
-    ConnectionId, Details, EntryId, Facts, Kept, Record,
+    ConnectionId, Details, Done, EntryId, Facts, Kept, Record,
     bytes::{Reader, Unreadable, Writer},
     entry::Expiry,
 };
@@ -107,6 +109,10 @@ impl<F> Record<F> {
         for id in &self.gone {
             to.number(id.0);
         }
+        to.flag(self.done.is_some());
+        if let Some(done) = &self.done {
+            write_done(done, &mut to);
+        }
     }
 }
 
@@ -141,6 +147,7 @@ impl Line {
             CHANGE => Self::Change(Record {
                 put: from.several(read_kept)?,
                 gone: from.several(|from| from.number().map(EntryId))?,
+                done: from.maybe(read_done)?,
             }),
             HANDOVER => Self::Handover(from.several(read_carried)?),
             _ => return Err(Unreadable::Strange),
@@ -262,6 +269,25 @@ fn read_peer(from: &mut Reader<'_>) -> Result<Peer, Unreadable> {
 
 fn read_name(from: &mut Reader<'_>) -> Result<Name, Unreadable> {
     Name::new(from.text()?).map_err(|_| Unreadable::Strange)
+}
+
+fn write_done(done: &Done, to: &mut Writer<'_>) {
+    to.number(done.by.0);
+    to.number(done.uid.into());
+    to.text(done.ticket.as_str());
+    to.count(done.replaced.len());
+    done.replaced.iter().for_each(|name| to.text(name.as_str()));
+    to.number(done.until_boot_usec);
+}
+
+fn read_done(from: &mut Reader<'_>) -> Result<Done, Unreadable> {
+    Ok(Done {
+        by: ConnectionId(from.number()?),
+        uid: from.u32()?,
+        ticket: Ticket::new(from.text()?).map_err(|_| Unreadable::Strange)?,
+        replaced: from.several(read_name)?,
+        until_boot_usec: from.number()?,
+    })
 }
 
 fn write_carried(carried: &Carried, to: &mut Writer<'_>) {

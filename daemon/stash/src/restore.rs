@@ -8,8 +8,8 @@ use std::{
 use fdstash_proto::Keeper;
 
 use crate::{
-    Begin, Carried, ConnectionId, Details, Doing, Effect, Effects, EntryId, Kept, Limits, Line,
-    Number, Record, Stash, Who,
+    Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Kept, Limits,
+    Line, Number, Record, Stash, Who,
     entry::Slot,
     stash::{Client, Unfinished},
     take::Waiting,
@@ -22,6 +22,8 @@ pub struct Replay {
     /// None where there never was a journal.
     begin: Option<Begin>,
     entries: BTreeMap<EntryId, Kept<Number>>,
+    /// The last of each connection.
+    done: Vec<Done>,
     carried: Vec<Carried>,
 }
 
@@ -32,7 +34,8 @@ impl Replay {
         self.carried.clear();
         match line {
             Line::Begin(begin) => self.begin = Some(begin),
-            Line::Change(Record { put, gone }) => {
+            Line::Change(Record { put, gone, done }) => {
+                self.done.extend(done);
                 for id in gone {
                     self.entries.remove(&id);
                 }
@@ -99,6 +102,7 @@ impl<F> Stash<F> {
             let Some(fd) = claim(&written) else { continue };
             stash.put_back(Kept { fd, details: written.details }, &mut effects);
         }
+        replay.done.into_iter().for_each(|done| stash.remember(done));
         (stash, effects)
     }
 
@@ -129,7 +133,7 @@ impl<F> Stash<F> {
     pub fn carry(&self) -> Vec<(ConnectionId, Doing)> {
         let mut carried: Vec<_> =
             self.clients.iter().filter_map(|(id, client)| self.carry_one(*id, client)).collect();
-        carried.sort_by_key(|(ticket, ..)| *ticket);
+        carried.sort_by_key(|(turn, ..)| *turn);
         carried.into_iter().map(|(_, id, doing)| (id, doing)).collect()
     }
 
@@ -156,8 +160,8 @@ impl<F> Stash<F> {
                 Some((0, id, watched.map_or(Doing::Nothing, Doing::Watching)))
             }
             Some(Unfinished::Waiting(waiting)) => {
-                let Waiting { names, taking, ticket, until_boot_usec } = waiting.clone();
-                Some((ticket, id, Doing::Waiting { names, taking, until_boot_usec }))
+                let Waiting { names, taking, turn, until_boot_usec } = waiting.clone();
+                Some((turn, id, Doing::Waiting { names, taking, until_boot_usec }))
             }
             Some(Unfinished::Opening(..) | Unfinished::Leaving(_)) => None,
         }
@@ -176,7 +180,13 @@ impl<F> Stash<F> {
 
     /// All that is kept, to be written down anew: as many records as it takes, none of them long.
     pub fn records(&self) -> impl Iterator<Item = Record<F>> {
-        self.kept().map(|kept| Record { put: vec![kept.clone()], gone: Vec::new() })
+        let record = |put: Option<&Kept<F>>, done: Option<&Done>| Record {
+            put: put.cloned().into_iter().collect(),
+            gone: Vec::new(),
+            done: done.cloned(),
+        };
+        let kept = self.kept().map(move |kept| record(Some(kept), None));
+        kept.chain(self.tickets().map(move |done| record(None, Some(done))))
     }
 
     /// All that is kept.

@@ -2,20 +2,24 @@
 //!
 //! Every call that changes something goes the same way: check all of it (`lookup.rs`); hold the names;
 //! stage what shall become of them; and settle, at once or, in a transaction, at Commit
-//! (`transaction.rs`). The longer calls have a file each: `give.rs`, `take.rs`, `opening.rs`.
+//! (`transaction.rs`). The longer calls have a file each: `give.rs`, `take.rs`, `opening.rs`. What has
+//! been done already is not done again (`tickets.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use fdstash_proto::{Call, Change, Keeper, Name, Notice, Pattern, Refusal, Reply, Statistics};
+use fdstash_proto::{
+    Call, Change, Keeper, Name, Notice, Pattern, Refusal, Reply, Statistics, Ticket,
+};
 
 use crate::{
     Effect, Effects, EntryId, Inspected, Now, OpenFailure, Verb, Who,
     entry::{Slot, Then},
     opening::Purpose,
     take::{Waiters, Waiting},
+    tickets::Tickets,
     transaction::{Counts, Due},
 };
 
@@ -45,6 +49,7 @@ pub struct Stash<F> {
     pub(crate) waiters: Waiters,
     pub(crate) due: BTreeMap<(u64, Due), Name>,
     pub(crate) polled: BTreeMap<EntryId, Name>,
+    pub(crate) tickets: Tickets,
     pub(crate) counts: Counts,
     pub(crate) last_connection: u64,
     pub(crate) last_entry: u64,
@@ -62,6 +67,8 @@ pub(crate) struct Client<F> {
     /// What it gave that goes when it does.
     pub(crate) ephemeral: BTreeMap<EntryId, Name>,
     pub(crate) unfinished: Option<Unfinished<F>>,
+    /// That of its call in progress, which is written down when the call is settled.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// A call that waits for something.
@@ -91,6 +98,7 @@ impl<F> Client<F> {
             holds: BTreeSet::new(),
             ephemeral: BTreeMap::new(),
             unfinished: None,
+            ticket: None,
         }
     }
 }
@@ -108,6 +116,7 @@ impl<F> Stash<F> {
             waiters: Waiters::default(),
             due: BTreeMap::new(),
             polled: BTreeMap::new(),
+            tickets: Tickets::default(),
             counts: Counts::default(),
             last_connection: 0,
             last_entry: 0,
@@ -147,23 +156,28 @@ impl<F> Stash<F> {
         self.end(ends, &mut effects, now);
         self.roll_back(id, &mut effects, now);
         self.clients.remove(&id);
+        self.tickets.end(id, now);
         effects
     }
 
     /// Carries out one call. A connection has one call at a time: the next one comes when this one
-    /// has its answer, and, where that must be confirmed, when it is. Owns the descriptors in it,
-    /// also those of a call that it refuses.
+    /// has its answer, and, where that must be confirmed, when it is. One that has been done already,
+    /// as its ticket tells, is only answered. Owns the descriptors in it, also those of a call that
+    /// it refuses.
     pub fn call(&mut self, by: ConnectionId, call: Call<Inspected<F>>, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
+        let Some(call) = self.unless_done(by, call, now, &mut effects) else { return effects };
         match call {
-            Call::Give { gifts, clash } => self.give(by, gifts, clash, now, &mut effects),
+            Call::Give { gifts, clash, ticket: _ } => {
+                self.give(by, gifts, clash, now, &mut effects)
+            }
             Call::Take { names, taking, timeout_usec } => {
                 self.take_or_wait(by, names, taking, timeout_usec, now, &mut effects);
             }
-            Call::Close { names } => self.close(by, names, now, &mut effects),
+            Call::Close { names, ticket: _ } => self.close(by, names, now, &mut effects),
             Call::Reopen { reopenings } => self.reopen(by, &reopenings, &mut effects),
             Call::Begin => self.begin(by, &mut effects),
-            Call::Commit => self.commit(by, now, &mut effects),
+            Call::Commit { ticket: _ } => self.commit(by, now, &mut effects),
             Call::Rollback => self.rollback(by, now, &mut effects),
             Call::List { pattern } => effects.push(Effect::List { to: by, pattern }),
             Call::Watch { pattern } => {

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     by_name: BTreeMap<Name, BTreeSet<(u64, ConnectionId)>>,
-    last_ticket: u64,
+    last_turn: u64,
 }
 
 /// One waiting Take.
@@ -29,7 +29,7 @@ pub(crate) struct Waiting {
     pub(crate) names: Vec<Name>,
     pub(crate) taking: Taking,
     /// Its place in the line.
-    pub(crate) ticket: u64,
+    pub(crate) turn: u64,
     pub(crate) until_boot_usec: u64,
 }
 
@@ -59,15 +59,15 @@ impl<F> Stash<F> {
         taking: Taking,
         until_boot_usec: u64,
     ) {
-        self.waiters.last_ticket += 1;
-        let ticket = self.waiters.last_ticket;
+        self.waiters.last_turn += 1;
+        let turn = self.waiters.last_turn;
         for name in &names {
-            self.waiters.by_name.entry(name.clone()).or_default().insert((ticket, by));
+            self.waiters.by_name.entry(name.clone()).or_default().insert((turn, by));
         }
         if let Some(first) = names.first() {
             self.due.insert((until_boot_usec, Due::Wait(by)), first.clone());
         }
-        let waiting = Waiting { names, taking, ticket, until_boot_usec };
+        let waiting = Waiting { names, taking, turn, until_boot_usec };
         self.wait_for(by, Unfinished::Waiting(waiting));
     }
 
@@ -134,10 +134,10 @@ impl<F> Stash<F> {
         // One line for each name; the next to try is the longest waiting of those at their heads.
         let mut heads: BTreeSet<_> =
             names.iter().filter_map(|name| self.next_in_line(name, 0)).collect();
-        while let Some((ticket, id, name)) = heads.pop_first() {
+        while let Some((turn, id, name)) = heads.pop_first() {
             if self.is_free(name) {
                 self.try_again(id, effects);
-                heads.extend(self.next_in_line(name, ticket));
+                heads.extend(self.next_in_line(name, turn));
             }
         }
     }
@@ -155,7 +155,7 @@ impl<F> Stash<F> {
     pub(crate) fn forget_wait(&mut self, id: ConnectionId, waiting: &Waiting) {
         for name in &waiting.names {
             if let Some(line) = self.waiters.by_name.get_mut(name) {
-                line.remove(&(waiting.ticket, id));
+                line.remove(&(waiting.turn, id));
                 if line.is_empty() {
                     self.waiters.by_name.remove(name);
                 }
@@ -174,8 +174,8 @@ impl<F> Stash<F> {
         after: u64,
     ) -> Option<(u64, ConnectionId, &'a Name)> {
         let line = self.waiters.by_name.get(name)?;
-        let (ticket, id) = line.range((after + 1, ConnectionId(0))..).next()?;
-        Some((*ticket, *id, name))
+        let (turn, id) = line.range((after + 1, ConnectionId(0))..).next()?;
+        Some((*turn, *id, name))
     }
 
     fn try_again(&mut self, id: ConnectionId, effects: &mut Effects<F>) {

@@ -137,7 +137,7 @@ impl<F> Stash<F> {
     ) {
         let revision = self.revision + 1;
         let mut settled = Settled {
-            record: Record { put: Vec::new(), gone: Vec::new() },
+            record: Record { put: Vec::new(), gone: Vec::new(), done: None },
             unpolled: Vec::new(),
             polled: Vec::new(),
             closed: Vec::new(),
@@ -146,9 +146,13 @@ impl<F> Stash<F> {
         for name in &names {
             self.settle_one(by, name, revision, &mut settled);
         }
-        let Settled { record, unpolled, polled, closed, changed } = settled;
-        if !record.put.is_empty() || !record.gone.is_empty() {
+        let Settled { mut record, unpolled, polled, closed, changed } = settled;
+        let changes = !record.put.is_empty() || !record.gone.is_empty();
+        if changes {
             self.revision = revision;
+        }
+        record.done = reply.as_ref().and_then(|reply| self.note_done(by, reply, now));
+        if changes || record.done.is_some() {
             effects.push(Effect::Record(record));
         }
         if let Some(reply) = reply {

@@ -3,17 +3,20 @@
 
 use fdstash_proto::{Call, Gift, Labels, Name, Share};
 
-use crate::{Details, Facts, Inspected, Stash};
+use crate::{Details, Done, Facts, Inspected, Stash};
 
 /// Room for everything in an entry that has a bound of its own: fifteen numbers of at most ten bytes,
-/// some of one, and the frame around its line.
-const FIXED: usize = 240;
+/// some of one, the frame around its line, and the ticket of the call that gave it.
+const FIXED: usize = 360;
 
 /// Room for one number of 32 bits, or a length.
 const LENGTH: usize = 5;
 
 /// Room for the line that says that an entry has gone.
 const END: usize = 40;
+
+/// Room for the line of a call with a ticket that has changed nothing else.
+const CALL: usize = 160;
 
 /// Bytes that the stash needs to be written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,8 +40,8 @@ impl<F> Stash<F> {
     /// What it takes to write down.
     #[must_use]
     pub fn weight(&self) -> Weight {
-        let promised = self.counts.bytes_promised + self.counts.kept * END + END;
-        Weight { kept: self.counts.bytes_kept, promised }
+        let promised = self.counts.bytes_promised + self.counts.kept * END + CALL;
+        Weight { kept: self.counts.bytes_kept + self.tickets.weight(), promised }
     }
 
     /// How much a call adds to what is promised, at most.
@@ -50,10 +53,9 @@ impl<F> Stash<F> {
                 let names = reopenings.iter().map(|reopening| &reopening.name);
                 names.map(|name| self.weight_under(name)).sum()
             }
+            Call::Close { .. } | Call::Commit { .. } => CALL,
             Call::Take { .. }
-            | Call::Close { .. }
             | Call::Begin
-            | Call::Commit
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }
@@ -68,6 +70,13 @@ impl<F> Stash<F> {
     }
 }
 
+impl Done {
+    /// How many bytes it takes at most to write it down.
+    pub(crate) fn weight(&self) -> usize {
+        CALL + self.replaced.iter().map(|name| name.as_str().len() + LENGTH).sum::<usize>()
+    }
+}
+
 /// How many bytes it takes at most to write down what becomes of a gift.
 pub(crate) fn weight_of_gift<F>(gift: &Gift<Inspected<F>>) -> usize {
     weight(&gift.name, &gift.fd.facts, &gift.share, &gift.labels)
@@ -77,5 +86,6 @@ fn weight(name: &Name, facts: &Facts, share: &Share, labels: &Labels) -> usize {
     let notes: usize = labels.iter().map(|(key, note)| key.len() + note.len() + 2 * LENGTH).sum();
     let ids = share.uids.len() + share.gids.len();
     let target = facts.target.as_deref().map_or(0, str::len);
-    FIXED + name.as_str().len() + target + ids * LENGTH + notes
+    // Its name stands a second time where the ticket's call is said to have replaced it.
+    FIXED + 2 * name.as_str().len() + target + ids * LENGTH + notes
 }

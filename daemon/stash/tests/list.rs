@@ -55,7 +55,7 @@ fn give(stash: &mut Stash<()>, by: ConnectionId, name: &str) {
         target: None,
     };
     let gift = Gift::new(Name::new(name).expect("a name"), Inspected { fd: (), facts });
-    let call = Call::Give { gifts: vec![gift], clash: Clash::Refuse };
+    let call = Call::Give { gifts: vec![gift], clash: Clash::Refuse, ticket: None };
     stash.call(by, call, Now { boot_usec: 0, wall_usec: 0 });
 }
 

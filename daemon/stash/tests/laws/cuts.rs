@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fdstash_proto::{Call, Name};
-use fdstash_stash::{EntryId, Inspected};
+use fdstash_stash::{Done, EntryId, Inspected};
 use proptest::prelude::*;
 
 use crate::{
@@ -56,7 +56,8 @@ proptest! {
                 let acknowledged = moment.predicted.answers.get(answered).map(|(due, ..)| *due);
                 prop_assert_eq!(Some(written), acknowledged, "{}", trace.until(at));
                 answered += 1;
-                if alone == Some(to) && matches!(said, Said::Plain(Ok(_))) {
+                let is_new = !moment.predicted.is_repeated;
+                if is_new && alone == Some(to) && matches!(said, Said::Plain(Ok(_))) {
                     let honoured = is_honoured(calls[&to], moment, &journal.named());
                     prop_assert!(honoured, "{}", trace.until(at));
                 }
@@ -105,31 +106,43 @@ proptest! {
 
 /// The records that were performed.
 #[derive(Default)]
-struct Journal(BTreeMap<EntryId, Written>);
+pub(crate) struct Journal {
+    entries: BTreeMap<EntryId, Written>,
+    done: Vec<Done>,
+}
 
 impl Journal {
     /// Writes down a record; whether the effect is one.
-    fn write(&mut self, effect: &Performed) -> bool {
-        let Performed::Record { put, gone } = effect else { return false };
-        self.0.extend(put.iter().map(|written| (written.id, written.clone())));
-        gone.iter().for_each(|id| drop(self.0.remove(id)));
+    pub(crate) fn write(&mut self, effect: &Performed) -> bool {
+        let Performed::Record { put, gone, done } = effect else { return false };
+        self.entries.extend(put.iter().map(|written| (written.id, written.clone())));
+        gone.iter().for_each(|id| drop(self.entries.remove(id)));
+        self.done.extend(done.clone());
         true
     }
 
     /// The descriptors that a record still names.
     fn fds(&self) -> BTreeSet<u64> {
-        self.0.values().map(|written| written.fd).collect()
+        self.entries.values().map(|written| written.fd).collect()
     }
 
     /// What a record still keeps, by name.
     fn named(&self) -> BTreeMap<Name, u64> {
-        self.0.values().map(|written| (written.name.clone(), written.fd)).collect()
+        self.entries.values().map(|written| (written.name.clone(), written.fd)).collect()
     }
 
     /// What comes back: a crash ends all connections, and so all that is ephemeral.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = &Written> {
+        self.entries.values().filter(|written| !written.ephemeral)
+    }
+
+    /// The calls that were done with tickets, in their order.
+    pub(crate) fn done(&self) -> impl Iterator<Item = &Done> {
+        self.done.iter()
+    }
+
     fn restored(&self) -> BTreeMap<Name, u64> {
-        let lasting = self.0.values().filter(|written| !written.ephemeral);
-        lasting.map(|written| (written.name.clone(), written.fd)).collect()
+        self.lasting().map(|written| (written.name.clone(), written.fd)).collect()
     }
 }
 
@@ -140,11 +153,11 @@ fn is_honoured(call: &Call<Inspected<u64>>, moment: &Moment, named: &BTreeMap<Na
     match call {
         Call::Give { gifts, .. } => gifts.iter().all(|gift| is_new(&gift.name)),
         Call::Reopen { reopenings } => reopenings.iter().all(|wanted| is_new(&wanted.name)),
-        Call::Close { names } => names.iter().all(|name| !named.contains_key(name)),
+        Call::Close { names, .. } => names.iter().all(|name| !named.contains_key(name)),
         // What is handed out may still be there, and the others change nothing.
         Call::Take { .. }
         | Call::Begin
-        | Call::Commit
+        | Call::Commit { .. }
         | Call::Rollback
         | Call::List { .. }
         | Call::Watch { .. }

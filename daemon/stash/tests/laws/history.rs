@@ -53,7 +53,7 @@ pub(crate) fn histories() -> impl Strategy<Value = History> {
 
 fn step() -> impl Strategy<Value = Step> {
     let which = || 0usize..12;
-    let call = || proto::call(proto::common_name).prop_map(on_the_beat);
+    let call = || proto::call(proto::common_name, proto::common_ticket).prop_map(on_the_beat);
     prop_oneof![
         20 => (which(), call()).prop_map(|(by, call)| Step::Call(by, call)),
         // Often enough that several wait for the same.
@@ -61,11 +61,16 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (which(), option::weighted(0.3, 0usize..4)).prop_map(|(by, at)| Step::Opened(by, at)),
         6 => (which(), prop::bool::weighted(0.7)).prop_map(|(by, left)| Step::Leave(by, left)),
         1 => which().prop_map(Step::HangUp),
-        1 => (0u64..7).prop_map(|beats| Step::Tick(beats * BEAT_USEC)),
+        1 => ticks().prop_map(Step::Tick),
         1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
         1 => which().prop_map(Step::Connect),
         1 => which().prop_map(Step::Disconnect),
     ]
+}
+
+/// A few beats, and now and then so long that tickets are forgotten.
+fn ticks() -> impl Strategy<Value = u64> {
+    prop_oneof![20 => (0u64..7).prop_map(|beats| beats * BEAT_USEC), 1 => Just(60_000_000)]
 }
 
 /// A Take that waits, mostly for one name.

@@ -9,6 +9,7 @@ mod cuts;
 mod history;
 mod model;
 mod numbers;
+mod repeats;
 mod token;
 mod trace;
 mod world;
@@ -41,6 +42,8 @@ proptest! {
             prop_assert_eq!(opened_for(moment), predicted.openings.clone(), "{}", story());
             prop_assert_eq!(closed(moment), predicted.closed.clone(), "{}", story());
             prop_assert_eq!(moment.told(), predicted.told(), "{}", story());
+            let tickets = predicted.records.iter().map(|record| record.ticket.clone());
+            prop_assert_eq!(moment.done(), tickets.collect::<Vec<_>>(), "{}", story());
             prop_assert_eq!(after, expected, "{}", story());
             prop_assert_eq!(view, expected_view, "{}", story());
         }
@@ -89,7 +92,7 @@ proptest! {
         for (at, before, moment) in trace.steps() {
             let caller = moment.caller().filter(|caller| transactions.is_open(*caller));
             transactions.note(moment);
-            let commits = matches!(moment.call(), Some((_, Call::Commit)));
+            let commits = matches!(moment.call(), Some((_, Call::Commit { .. })));
             if caller.is_none() || commits {
                 continue;
             }
@@ -177,7 +180,12 @@ proptest! {
                 prop_assert!(in_progress.remove(&to), "{:?} did not ask: {}", to, trace.until(at));
             }
             let records: Vec<_> = moment.records().collect();
-            prop_assert!(records.iter().all(|(put, gone)| put.len() + gone.len() > 0));
+            let done = moment.done();
+            let says = |((put, gone), done): (&(&[_], &[_]), &Option<_>)| {
+                put.len() + gone.len() + done.iter().len() > 0
+            };
+            prop_assert!(records.iter().zip(&done).all(says), "{}", trace.until(at));
+            prop_assert!(done.iter().skip(1).all(Option::is_none), "{}", trace.until(at));
             // Behind its own record there may be one of what was to end when its hold does.
             prop_assert!(records.len() <= 2, "{}", trace.until(at));
             prop_assert!(records.iter().skip(1).all(|(put, _)| put.is_empty()));
@@ -289,9 +297,20 @@ impl Transactions {
         if let Input::Call(by, Call::Begin) = moment.input {
             self.0.insert(by);
         }
-        if let Input::Call(by, Call::Commit | Call::Rollback) | Input::Disconnect(by) = moment.input
-        {
-            self.0.remove(&by);
+        match moment.input {
+            // Refused outside a transaction, or for a ticket that is another's.
+            Input::Call(_, Call::Commit { .. } | Call::Rollback) if moment.is_refused() => {}
+            Input::Call(by, Call::Commit { .. } | Call::Rollback) | Input::Disconnect(by) => {
+                self.0.remove(&by);
+            }
+            Input::Connect
+            | Input::Call(..)
+            | Input::Opened(..)
+            | Input::Sent(_)
+            | Input::Unsent(_)
+            | Input::HangUp
+            | Input::Tick
+            | Input::Nothing => {}
         }
     }
 }

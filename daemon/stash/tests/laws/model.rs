@@ -13,7 +13,7 @@ use std::{
 
 use fdstash_proto::{
     Call, Change, Clash, Entry, Flags, Gift, Handed, Keeper, Kind, Name, Notice, Pattern, Peer,
-    Refusal, Reopening, Reply, Share, Statistics, Taking,
+    Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
 use fdstash_stash::{ConnectionId, Inspected, Limits, OpenFailure, Who};
 
@@ -33,6 +33,8 @@ pub(crate) struct Model {
     doomed: BTreeMap<Name, (u64, Change)>,
     /// What has expired, but was held.
     overdue: BTreeSet<u64>,
+    /// What was done with a ticket, the last of each connection.
+    done: Vec<Done>,
     /// The figures that only grow.
     counted: Statistics,
     revision: u64,
@@ -58,6 +60,18 @@ struct Client {
     watches: Option<Pattern>,
     own: BTreeMap<Name, Own>,
     unfinished: Option<Unfinished>,
+    /// Of the call in progress.
+    ticket: Option<Ticket>,
+}
+
+/// A call that was done.
+struct Done {
+    by: ConnectionId,
+    uid: u32,
+    ticket: Ticket,
+    replaced: Vec<Name>,
+    /// Until when it is remembered, once its connection has ended.
+    until_usec: Option<u64>,
 }
 
 /// What stands under a name for the one who holds it.
@@ -117,6 +131,7 @@ impl Model {
             waiting: Vec::new(),
             doomed: BTreeMap::new(),
             overdue: BTreeSet::new(),
+            done: Vec::new(),
             counted,
             revision: 0,
             lines: 0,
@@ -141,6 +156,7 @@ impl Model {
             watches: None,
             own: BTreeMap::new(),
             unfinished: None,
+            ticket: None,
         };
         self.clients.extend(id.map(|id| (*id, client)));
         None
@@ -163,13 +179,16 @@ impl Model {
         self.clients.get_mut(&by).into_iter().for_each(|client| client.in_transaction = false);
         self.release(by, names, &mut said);
         self.clients.remove(&by);
+        let ended = self.done.iter_mut().filter(|done| done.by == by);
+        ended.for_each(|done| done.until_usec = Some(self.now_usec + 60_000_000));
         said
     }
 
     pub(crate) fn call(&mut self, by: ConnectionId, call: Call<Inspected<u64>>) -> Predicted {
         let mut said = Predicted::default();
+        let Some(call) = self.unless_done(by, call, &mut said) else { return said };
         let outcome = match call {
-            Call::Give { gifts, clash } => self.give(by, gifts, clash, &mut said),
+            Call::Give { gifts, clash, ticket: _ } => self.give(by, gifts, clash, &mut said),
             Call::Take { names, taking, timeout_usec } => {
                 match self.take(by, &names, taking, &mut said) {
                     Err(Refusal::NotFound { .. } | Refusal::Busy { .. }) if timeout_usec > 0 => {
@@ -180,10 +199,10 @@ impl Model {
                     outcome => outcome,
                 }
             }
-            Call::Close { names } => self.close(by, names, &mut said),
+            Call::Close { names, ticket: _ } => self.close(by, names, &mut said),
             Call::Reopen { reopenings } => self.reopen(by, &reopenings, &mut said),
             Call::Begin => self.begin(by, &mut said),
-            Call::Commit => self.commit(by, &mut said),
+            Call::Commit { ticket: _ } => self.commit(by, &mut said),
             Call::Rollback => self.roll_back(by, &mut said),
             Call::List { .. } => {
                 said.say(by, Said::Listing);
@@ -203,6 +222,35 @@ impl Model {
             self.refuse(by, refusal, &mut said);
         }
         said
+    }
+
+    /// Answers what was done before as it was then, and takes note of the ticket of what was not.
+    fn unless_done(
+        &mut self,
+        by: ConnectionId,
+        call: Call<Inspected<u64>>,
+        said: &mut Predicted,
+    ) -> Option<Call<Inspected<u64>>> {
+        let (uid, now_usec) = (self.clients[&by].who.peer.uid, self.now_usec);
+        let in_transaction = self.clients[&by].in_transaction;
+        let is_commit = matches!(call, Call::Commit { .. });
+        let ticket = call.ticket().filter(|_| is_commit || !in_transaction).cloned();
+        self.client(by).ticket = ticket.clone();
+        self.done.retain(|done| done.until_usec.is_none_or(|usec| now_usec < usec));
+        let done = self.done.iter().find(|it| it.uid == uid && Some(&it.ticket) == ticket.as_ref());
+        let Some(done) = done else { return Some(call) };
+        let replaced = done.replaced.clone();
+        said.is_repeated = true;
+        if in_transaction {
+            let reason = "the ticket is of another call, which was done before".into();
+            self.refuse(by, Refusal::TransactionState { reason }, said);
+        } else if let Call::Give { gifts, .. } = call {
+            said.answer(by, Reply::Given { replaced });
+            said.closed.extend(gifts.iter().map(|gift| gift.fd.fd));
+        } else {
+            said.answer(by, Reply::Done);
+        }
+        None
     }
 
     pub(crate) fn opened(
@@ -764,11 +812,22 @@ impl Model {
             };
             changes.push((name.clone(), item, change));
         }
-        self.record(changes, said);
+        let ticket = reply.as_ref().and_then(|reply| self.note_done(by, reply));
+        self.record(changes, ticket, said);
         if let Some(reply) = reply {
             said.answer(by, reply);
         }
         self.set_free(&names, said);
+    }
+
+    fn note_done(&mut self, by: ConnectionId, reply: &Reply<u64>) -> Option<Ticket> {
+        let ticket = self.client(by).ticket.take()?;
+        let uid = self.clients[&by].who.peer.uid;
+        let replaced =
+            if let Reply::Given { replaced } = reply { replaced.clone() } else { vec![] };
+        self.done.retain(|done| done.by != by);
+        self.done.push(Done { by, uid, ticket: ticket.clone(), replaced, until_usec: None });
+        Some(ticket)
     }
 
     /// Drops what somebody has under these names.
@@ -792,7 +851,7 @@ impl Model {
                 now.push((name, None, change));
             }
         }
-        self.record(now, said);
+        self.record(now, None, said);
     }
 
     fn set_free(&mut self, names: &[Name], said: &mut Predicted) {
@@ -813,11 +872,16 @@ impl Model {
     }
 
     /// Changes what is kept, all of it at one moment.
-    fn record(&mut self, changes: Vec<(Name, Option<Item>, Change)>, said: &mut Predicted) {
-        if changes.is_empty() {
+    fn record(
+        &mut self,
+        changes: Vec<(Name, Option<Item>, Change)>,
+        ticket: Option<Ticket>,
+        said: &mut Predicted,
+    ) {
+        if changes.is_empty() && ticket.is_none() {
             return;
         }
-        self.revision += 1;
+        self.revision += u64::from(!changes.is_empty());
         let mut told = Vec::new();
         for (name, item, change) in changes {
             let old = self.kept.remove(&name);
@@ -845,7 +909,7 @@ impl Model {
         }
         let lasting = self.kept.iter().filter(|(_, item)| item.ephemeral_of.is_none());
         let lasting = lasting.map(|(name, item)| (name.clone(), item.fd)).collect();
-        said.records.push(Recorded { told, lasting });
+        said.records.push(Recorded { told, ticket, lasting });
     }
 
     /// What is told of a change, to all who may know, but for those who know what is there instead.

@@ -37,7 +37,7 @@ pub(crate) fn waits_of(call: &Call<()>, now_usec: u64) -> Waits {
         | Call::Close { .. }
         | Call::Reopen { .. }
         | Call::Begin
-        | Call::Commit
+        | Call::Commit { .. }
         | Call::Rollback
         | Call::List { .. }
         | Call::GetStatistics => Waits::Answer,
@@ -85,6 +85,7 @@ pub(crate) fn written(kept: &Kept<Token>) -> Written {
     Written {
         id: details.id,
         name: details.name.clone(),
+        details: (**details).clone(),
         fd: kept.fd.number,
         ephemeral: details.ephemeral_of.is_some(),
     }

@@ -5,8 +5,10 @@ use std::{
     iter,
 };
 
-use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics};
-use fdstash_stash::{ConnectionId, EntryId, Inspected, Limits, OpenFailure, Opening};
+use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics, Ticket};
+use fdstash_stash::{
+    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Who,
+};
 
 /// A history as it was played. Descriptors are the numbers of their tokens.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub(crate) struct Trace {
     /// The stash before the first moment.
     pub(crate) first: Picture,
     pub(crate) moments: Vec<Moment>,
+    /// Who called, one after another.
+    pub(crate) people: BTreeMap<ConnectionId, Who>,
 }
 
 /// What one step did.
@@ -89,7 +93,7 @@ pub(crate) enum Input {
 /// An effect that was carried out.
 #[derive(Debug, Clone)]
 pub(crate) enum Performed {
-    Record { put: Vec<Written>, gone: Vec<EntryId> },
+    Record { put: Vec<Written>, gone: Vec<EntryId>, done: Option<Done> },
     Answer { to: ConnectionId, outcome: Result<Reply<u64>, Refusal>, confirm: bool },
     List { to: ConnectionId },
     Open { by: ConnectionId, openings: Vec<Opening<u64>> },
@@ -106,6 +110,7 @@ pub(crate) struct Written {
     pub(crate) name: Name,
     pub(crate) fd: u64,
     pub(crate) ephemeral: bool,
+    pub(crate) details: Details,
 }
 
 /// What the model says that a step does.
@@ -120,6 +125,8 @@ pub(crate) struct Predicted {
     pub(crate) closed: BTreeSet<u64>,
     /// What was opened for a peer and goes to it.
     pub(crate) handed_over: BTreeSet<u64>,
+    /// Whether it was a call that had been done already.
+    pub(crate) is_repeated: bool,
 }
 
 /// What a connection is answered.
@@ -136,6 +143,8 @@ pub(crate) enum Said {
 #[derive(Debug, Clone)]
 pub(crate) struct Recorded {
     pub(crate) told: Vec<Told>,
+    /// Of the call that did it.
+    pub(crate) ticket: Option<Ticket>,
     /// What is kept from then on, but for what is ephemeral.
     pub(crate) lasting: BTreeMap<Name, u64>,
 }
@@ -213,9 +222,18 @@ impl Moment {
     /// The records that were written: what is kept from then on, and what no longer.
     pub(crate) fn records(&self) -> impl Iterator<Item = (&[Written], &[EntryId])> {
         self.performed.iter().filter_map(|effect| {
-            let Performed::Record { put, gone } = effect else { return None };
+            let Performed::Record { put, gone, .. } = effect else { return None };
             Some((put.as_slice(), gone.as_slice()))
         })
+    }
+
+    /// The tickets that were written down, with the records of which they are a part.
+    pub(crate) fn done(&self) -> Vec<Option<Ticket>> {
+        let done = self.performed.iter().filter_map(|effect| {
+            let Performed::Record { done, .. } = effect else { return None };
+            Some(done.as_ref().map(|done| done.ticket.clone()))
+        });
+        done.collect()
     }
 
     /// What was to be opened.

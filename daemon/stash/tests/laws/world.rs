@@ -26,7 +26,8 @@ pub(crate) fn play(history: &History) -> Trace {
     let first = world.picture();
     let mut moments: Vec<_> = history.steps.iter().map(|step| world.step(step)).collect();
     moments.extend(world.end());
-    Trace { limits: history.limits, watchers: world.watchers, first, moments }
+    let World { watchers, people, .. } = world;
+    Trace { limits: history.limits, watchers, first, moments, people }
 }
 
 struct World {
@@ -38,6 +39,7 @@ struct World {
     watchers: [ConnectionId; 2],
     /// Those who call, and what their calls wait for.
     callers: BTreeMap<ConnectionId, Option<Waits>>,
+    people: BTreeMap<ConnectionId, Who>,
     openings: Vec<(ConnectionId, Vec<Opening<Token>>)>,
     polled: BTreeMap<EntryId, u64>,
 }
@@ -52,6 +54,7 @@ impl World {
             now_usec: 0,
             watchers: [ConnectionId(0); 2],
             callers: BTreeMap::new(),
+            people: BTreeMap::new(),
             openings: Vec::new(),
             polled: BTreeMap::new(),
         };
@@ -178,6 +181,7 @@ impl World {
             "whether there is room for a connection"
         );
         self.callers.extend(outcome.as_ref().ok().map(|id| (*id, None)));
+        self.people.extend(outcome.as_ref().ok().map(|id| (*id, who.clone())));
         outcome.ok()
     }
 
@@ -240,6 +244,7 @@ impl World {
             Effect::Record(record) => Performed::Record {
                 put: record.put.iter().map(written).collect(),
                 gone: record.gone,
+                done: record.done,
             },
             Effect::Answer { to, outcome, confirm } => {
                 self.goes_on(to, confirm.then_some(Waits::Leaving));
@@ -304,7 +309,8 @@ impl World {
         let names =
             self.entries_of(self.watchers[0]).into_iter().map(|(entry, _)| entry.name).collect();
         let by = self.callers.keys().copied().next();
-        moments.extend(by.map(|by| self.act(Planned::Call(by, Call::Close { names }))));
+        moments
+            .extend(by.map(|by| self.act(Planned::Call(by, Call::Close { names, ticket: None }))));
         moments
     }
 

@@ -3,7 +3,7 @@
 use fdstash_proto::{Call, Change};
 
 use crate::stage::{
-    Stage, close, copy, ephemeral, expiring, gift, give, polled, reopen, shared, take, wait,
+    Stage, close, commit, copy, ephemeral, expiring, gift, give, polled, reopen, shared, take, wait,
 };
 
 #[test]
@@ -104,7 +104,7 @@ fn what_takes_the_place_of_something_expired_does_not_end_for_it() {
     stage.call(vmm, give([gift("disk", "new")]));
     stage.tick(100);
 
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(committed, ["record +disk=new -disk=old", "vmm: done", "close old"]);
 }
@@ -180,7 +180,7 @@ fn what_is_only_staged_is_not_polled() {
     stage.call(vmm, Call::Begin);
 
     let gave = stage.call(vmm, give([polled(gift("console", "pipe"))]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(gave, ["vmm: given"]);
     assert_eq!(committed, ["record +console=pipe", "vmm: done", "poll pipe"]);
@@ -229,7 +229,7 @@ fn what_is_ephemeral_and_held_by_another_goes_when_that_hold_ends() {
     stage.opened(other, &[&["kept", "lent"]]);
 
     let left = stage.disconnect(vmm);
-    let committed = stage.call(other, Call::Commit);
+    let committed = stage.call(other, commit());
 
     assert_eq!(left, [] as [&str; 0]);
     assert_eq!(

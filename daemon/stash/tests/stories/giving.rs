@@ -45,7 +45,7 @@ fn an_exclusive_give_of_a_taken_name_keeps_what_is_there() {
     stage.call(vmm, give([gift("disk", "old")]));
 
     let gifts = vec![gift("log", "log"), gift("disk", "new")];
-    let gave = stage.call(vmm, Call::Give { gifts, clash: Clash::Refuse });
+    let gave = stage.call(vmm, Call::Give { gifts, clash: Clash::Refuse, ticket: None });
 
     assert_eq!(gave, ["vmm: AlreadyExists disk", "close log new"]);
     assert_eq!(stage.list(vmm), ["disk=old"]);

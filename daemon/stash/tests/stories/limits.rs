@@ -3,7 +3,7 @@
 use fdstash_proto::{Call, Peer, Refusal};
 use fdstash_stash::Who;
 
-use crate::stage::{Stage, close, fresh, gift, give, reopen, take};
+use crate::stage::{Stage, close, commit, fresh, gift, give, reopen, take};
 
 #[test]
 fn so_many_entries_and_no_more() {
@@ -41,7 +41,7 @@ fn in_a_transaction_the_old_one_keeps_its_place_until_commit() {
     let staged = stage.call(vmm, give([gift("a", "2")]));
     let staged_again = stage.call(vmm, give([gift("a", "3")]));
     let another = stage.call(vmm, give([gift("b", "4")]));
-    stage.call(vmm, Call::Commit);
+    stage.call(vmm, commit());
     let after_it = stage.call(vmm, give([gift("b", "5")]));
 
     assert_eq!(staged, ["vmm: given, for a"]);

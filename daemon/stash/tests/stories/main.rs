@@ -5,6 +5,7 @@ mod closing;
 mod giving;
 mod limits;
 mod reopening;
+mod repeating;
 mod stage;
 mod taking;
 mod transactions;

@@ -3,6 +3,7 @@
 //! | effect | reads |
 //! | --- | --- |
 //! | a record of what is kept and what is gone | `record +disk=new -disk=old` |
+//! | one with the ticket of the call that did it | `record +disk=new done t1` |
 //! | an answer | `vmm: done`, `vmm: given`, `vmm: given, for disk`, `vmm: NotFound a` |
 //! | one that hands out | `vmm: has disk=image`, with `, if it leaves` where it must be confirmed |
 //! | files to open | `open for vmm: disk=image read_write {"direct"} 2x as daemon` |
@@ -12,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use fdstash_proto::{
     Access, Call, Clash, Entry, Flags, Gift, Keeper, Kind, Name, Pattern, Peer, Refusal, Reopening,
-    Reply, Share, Taking,
+    Reply, Share, Taking, Ticket,
 };
 use fdstash_stash::{
     ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Limits, Now, OpenFailure, Opening,
@@ -173,6 +174,7 @@ impl Stage {
         }
         let gone = record.gone.iter().map(|id| format!("-{}", self.entries[id]));
         words.extend(gone);
+        words.extend(record.done.iter().map(|done| format!("done {}", done.ticket.as_str())));
         words.join(" ")
     }
 }
@@ -183,7 +185,7 @@ fn who(uid: u32) -> Who {
 }
 
 pub(crate) fn give<const N: usize>(gifts: [Gift<Inspected<Word>>; N]) -> Call<Inspected<Word>> {
-    Call::Give { gifts: gifts.into(), clash: Clash::Replace }
+    Call::Give { gifts: gifts.into(), clash: Clash::Replace, ticket: None }
 }
 
 /// A file for reading and writing.
@@ -243,7 +245,27 @@ pub(crate) fn wait<const N: usize>(called: [&str; N], timeout_usec: u64) -> Call
 }
 
 pub(crate) fn close<const N: usize>(called: [&str; N]) -> Call<Inspected<Word>> {
-    Call::Close { names: names(called) }
+    Call::Close { names: names(called), ticket: None }
+}
+
+pub(crate) fn commit() -> Call<Inspected<Word>> {
+    Call::Commit { ticket: None }
+}
+
+/// The same call, with a ticket.
+pub(crate) fn ticketed(text: &str, mut call: Call<Inspected<Word>>) -> Call<Inspected<Word>> {
+    let of_call = match &mut call {
+        Call::Give { ticket, .. } | Call::Close { ticket, .. } | Call::Commit { ticket } => ticket,
+        Call::Take { .. }
+        | Call::Reopen { .. }
+        | Call::Begin
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::Watch { .. }
+        | Call::GetStatistics => panic!("no call with a ticket"),
+    };
+    *of_call = Some(Ticket::new(text).expect("a ticket"));
+    call
 }
 
 /// A Reopen that changes nothing but the open file description.

@@ -2,7 +2,7 @@
 
 use fdstash_proto::Call;
 
-use crate::stage::{Stage, close, copy, expiring, fresh_copy, gift, give, reopen, take};
+use crate::stage::{Stage, close, commit, copy, expiring, fresh_copy, gift, give, reopen, take};
 
 #[test]
 fn a_commit_is_one_record_of_all_that_was_staged() {
@@ -14,7 +14,7 @@ fn a_commit_is_one_record_of_all_that_was_staged() {
     let took = stage.call(vmm, take(["a"]));
     let closed = stage.call(vmm, close(["b"]));
     let gave = stage.call(vmm, give([gift("c", "c2"), gift("d", "d1")]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(began, ["vmm: done"]);
     assert_eq!(took, ["vmm: has a=a1"]);
@@ -96,13 +96,13 @@ fn there_is_one_transaction_at_a_time() {
     let mut stage = Stage::new();
     let vmm = stage.connect("vmm", 1);
 
-    let commit = stage.call(vmm, Call::Commit);
-    let rollback = stage.call(vmm, Call::Rollback);
+    let committed = stage.call(vmm, commit());
+    let rolled_back = stage.call(vmm, Call::Rollback);
     stage.call(vmm, Call::Begin);
     let begin = stage.call(vmm, Call::Begin);
-    let after_it = stage.call(vmm, Call::Commit);
+    let after_it = stage.call(vmm, commit());
 
-    for refused in [commit, rollback, begin] {
+    for refused in [committed, rolled_back, begin] {
         assert_eq!(refused, ["vmm: TransactionState"]);
     }
     assert_eq!(after_it, ["vmm: done"]);
@@ -116,7 +116,7 @@ fn what_a_transaction_gives_and_takes_back_never_was() {
     stage.call(vmm, give([gift("disk", "image")]));
 
     let took = stage.call(vmm, take(["disk"]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(took, ["vmm: has disk=image", "close image"]);
     assert_eq!(committed, ["vmm: done"]);
@@ -132,7 +132,7 @@ fn what_a_transaction_gives_twice_is_given_once() {
     stage.call(vmm, give([gift("disk", "first")]));
 
     let again = stage.call(vmm, give([gift("disk", "second")]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(again, ["close first", "vmm: given, for disk"]);
     assert_eq!(committed, ["record +disk=second", "vmm: done"]);
@@ -148,7 +148,7 @@ fn what_a_transaction_takes_and_gives_again_is_replaced() {
     stage.call(vmm, take(["disk"]));
 
     let gave = stage.call(vmm, give([gift("disk", "new")]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(gave, ["vmm: given"]);
     assert_eq!(committed, ["record +disk=new -disk=old", "vmm: done", "close old"]);
@@ -163,7 +163,7 @@ fn what_a_transaction_gives_and_reopens_is_still_given() {
     stage.call(vmm, reopen(["disk"]));
 
     let opened = stage.opened(vmm, &[&["kept", "lent"]]);
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(opened, ["close sent", "vmm: has disk=lent"]);
     assert_eq!(committed, ["record +disk=kept", "vmm: done"]);
@@ -182,7 +182,7 @@ fn what_a_transaction_gives_over_another_and_reopens_still_replaces_it() {
     stage.opened(vmm, &[&["kept", "lent"]]);
     stage.tick(100);
 
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(committed, ["record +disk=kept -disk=old", "vmm: done", "close old"]);
     let statistics = stage.stash.statistics();
@@ -231,7 +231,7 @@ fn a_refused_call_does_not_end_a_transaction() {
     stage.call(vmm, give([gift("disk", "image")]));
 
     let refused = stage.call(vmm, take(["log"]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(refused, ["vmm: NotFound log"]);
     assert_eq!(committed, ["record +disk=image", "vmm: done"]);

@@ -2,7 +2,7 @@
 
 use fdstash_proto::{Call, Pattern, Refusal};
 
-use crate::stage::{Stage, close, expiring, gift, give, polled, reopen, shared, take};
+use crate::stage::{Stage, close, commit, expiring, gift, give, polled, reopen, shared, take};
 
 #[test]
 fn a_watch_tells_first_that_it_stands() {
@@ -52,7 +52,7 @@ fn what_is_staged_is_told_at_commit_and_never_if_rolled_back() {
     let rolled_back = stage.call(vmm, Call::Rollback);
     stage.call(vmm, Call::Begin);
     stage.call(vmm, give([gift("a", "2")]));
-    let committed = stage.call(vmm, Call::Commit);
+    let committed = stage.call(vmm, commit());
 
     assert_eq!(gave, ["vmm: given"]);
     assert_eq!(rolled_back, ["vmm: done", "close 1"]);

@@ -1,0 +1,129 @@
+//! What makes it harmless to send a call again: [`Tickets`]; and how often it is: [`Repetitions`].
+
+use std::{
+    array,
+    hash::{BuildHasher, RandomState},
+    process,
+    time::Duration,
+};
+
+use fdstash_proto::{Refusal, Ticket};
+
+use crate::{Error, transport::Transport};
+
+/// The pauses before a call is sent again whose connection was lost, two seconds in all. A call that
+/// ends the daemon each time must not do so for ever; but one that has done nothing wrong, while
+/// something else ends the daemon again and again, has to come through.
+const PAUSES_MSEC: [u64; 16] = [0, 0, 1, 2, 4, 8, 15, 25, 40, 60, 90, 130, 200, 300, 450, 700];
+
+/// One call, sent as often as it takes.
+pub(crate) struct Repetitions {
+    pauses: array::IntoIter<u64, { PAUSES_MSEC.len() }>,
+    is_in_doubt: bool,
+}
+
+impl Repetitions {
+    pub(crate) fn new() -> Self {
+        Self { pauses: PAUSES_MSEC.into_iter(), is_in_doubt: false }
+    }
+
+    /// Whether the call may have been carried out, and nobody here knows.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
+    }
+
+    /// Takes note that the daemon has said that it was not carried out.
+    pub(crate) fn end_doubt(&mut self) {
+        self.is_in_doubt = false;
+    }
+
+    /// Waits until the call is to be sent again, which failed so.
+    ///
+    /// # Errors
+    ///
+    /// What it fails with in the end.
+    pub(crate) async fn after<T: Transport>(&mut self, error: Error) -> Result<(), Error> {
+        let Error::ConnectionLost { may_be_done } = error else {
+            let leaves_doubt = self.is_in_doubt && is_of_connecting(&error);
+            return Err(if leaves_doubt { self.lost() } else { error });
+        };
+        self.is_in_doubt |= may_be_done;
+        let pause = self.pauses.next().ok_or_else(|| self.lost())?;
+        if pause > 0 {
+            T::pause(Duration::from_millis(pause)).await;
+        }
+        Ok(())
+    }
+
+    fn lost(&self) -> Error {
+        Error::ConnectionLost { may_be_done: self.is_in_doubt }
+    }
+}
+
+/// Whether an error may be of the connection for a call, and so say nothing of the call's fate.
+fn is_of_connecting(error: &Error) -> bool {
+    match error {
+        Error::NoDaemon { .. } | Error::NoRoom | Error::Io(_) => true,
+        // So the daemon turns away for whom it has no room.
+        Error::Refused(Refusal::LimitExceeded { limit, .. }) => {
+            limit == "connections" || limit == "descriptors"
+        }
+        Error::Refused(_)
+        | Error::UnknownRefusal { .. }
+        | Error::ConnectionLost { .. }
+        | Error::RolledBack
+        | Error::CallTooLong { .. }
+        | Error::Protocol(_) => false,
+    }
+}
+
+/// The tickets of one client, no two the same, and none the same as any other client's.
+pub(crate) struct Tickets {
+    random: [u64; 2],
+    count: u64,
+}
+
+impl Tickets {
+    pub(crate) fn new() -> Self {
+        // The kernel's randomness, by way of std: nobody need be kept from guessing, since a ticket
+        // is its user's alone.
+        let state = RandomState::new();
+        Self { random: [0, 1].map(|half: u8| state.hash_one(half)), count: 0 }
+    }
+
+    pub(crate) fn next(&mut self) -> Ticket {
+        self.count += 1;
+        // A process that was forked with a client in it counts on from the same number.
+        ticket(self.random, process::id(), self.count)
+    }
+}
+
+fn ticket([high, low]: [u64; 2], pid: u32, count: u64) -> Ticket {
+    match Ticket::new(&format!("{high:016x}{low:016x}.{pid}.{count}")) {
+        Ok(ticket) => ticket,
+        Err(error) => unreachable!("{error}, and the longest of these has 64"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_ticket_is_one() {
+        let longest = ticket([u64::MAX; 2], u32::MAX, u64::MAX);
+
+        assert_eq!(longest.as_str().len(), Ticket::MAX_LEN);
+    }
+
+    #[test]
+    fn no_ticket_is_made_twice() {
+        let (mut one, mut other) = (Tickets::new(), Tickets::new());
+
+        let tickets = [one.next(), one.next(), other.next(), other.next()];
+
+        let different: std::collections::BTreeSet<_> = tickets.iter().collect();
+        assert_eq!(different.len(), 4);
+        assert_ne!(one.random[0], one.random[1]);
+    }
+}
