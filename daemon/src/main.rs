@@ -22,6 +22,7 @@ mod polled;
 mod reminder;
 mod run;
 mod seat;
+mod systemd;
 
 use std::{io::IsTerminal, panic, process::ExitCode};
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
 fn serve(args: Args) -> Result<()> {
     // First of all, while the number that was passed is surely still what it was.
     let passed = inherited::listening_socket()?;
+    let manager = systemd::Notify::from_env()?;
     let config = args.into_config()?;
     let (listener, place) = match passed {
         Some(listener) => {
@@ -83,7 +85,7 @@ fn serve(args: Args) -> Result<()> {
                 _ = interrupt.recv() => tracing::info!("ending on SIGINT"),
             }
         };
-        run::run(listener, config.limits, config.patience, shutdown).await
+        run::run(listener, config.limits, config.patience, manager, shutdown).await
     });
     drop(place);
     // A close or an open that hangs shall not keep the process.

@@ -30,6 +30,7 @@ use crate::{
     inspect::{flags_now, inspect},
     reminder::Reminder,
     seat::Seat,
+    systemd::{self, Figures, Status},
 };
 
 /// How long connections may take to end when the daemon does.
@@ -68,6 +69,7 @@ pub(crate) struct Daemon {
     closer: Closer,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
+    status: Status,
     places: usize,
     patience: Duration,
     /// Wakes who waits for the last connection to end.
@@ -84,12 +86,14 @@ pub(crate) async fn run(
     listener: UnixListener,
     limits: Limits,
     patience: Duration,
+    manager: Option<systemd::Notify>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let (inputs, mut received) = mpsc::unbounded_channel();
     let hangups = Rc::new(Hangups::new()?);
     let alarm = Rc::new(Alarm::new()?);
     let all_gone = Rc::new(Notify::new());
+    let (status, reporting) = Status::new(manager.clone());
     let daemon = Rc::new(RefCell::new(Daemon {
         stash: Stash::new(limits, Keeper::Nobody),
         seats: BTreeMap::new(),
@@ -100,6 +104,7 @@ pub(crate) async fn run(
         closer: Closer::new(Handle::current()),
         alarm: Rc::clone(&alarm),
         alarm_at: None,
+        status,
         places: limits.places,
         patience,
         all_gone: Rc::clone(&all_gone),
@@ -128,8 +133,11 @@ pub(crate) async fn run(
         }
     });
     let admitting = spawn_local(door.admit());
+    let reporting = spawn_local(reporting);
 
     shutdown.await;
+    reporting.abort();
+    systemd::stopping(manager.as_ref()).await;
     admitting.abort();
     // The door is closed before anybody is sent away, so that who comes back finds nobody there, and
     // not a queue that nobody serves.
@@ -177,6 +185,12 @@ impl Daemon {
             self.alarm.set(due);
             self.alarm_at = due;
         }
+        self.count();
+    }
+
+    fn count(&self) {
+        let (entries, connections) = (self.stash.kept(), self.seats.len());
+        self.status.set(Figures { entries, connections });
     }
 
     /// Gives a connection a seat, or says why there is none.
@@ -184,6 +198,7 @@ impl Daemon {
         let id = self.stash.connect(who.clone())?;
         let seat = Rc::new(Seat::new(who));
         self.seats.insert(id, Rc::clone(&seat));
+        self.count();
         Ok((id, seat))
     }
 

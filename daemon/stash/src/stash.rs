@@ -248,6 +248,12 @@ impl<F> Stash<F> {
         self.due.first_key_value().map(|((boot_usec, _), _)| *boot_usec)
     }
 
+    /// How many entries are kept, which is one of the figures and found without counting.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.counts.kept
+    }
+
     /// The figures.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
