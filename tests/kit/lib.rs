@@ -8,6 +8,7 @@
 mod daemon;
 mod machine;
 mod raw;
+mod systemd;
 mod user;
 
 use std::{
@@ -24,6 +25,7 @@ pub use crate::{
     daemon::{Builder, Daemon, program},
     machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
     raw::{Raw, call, gifts, messages},
+    systemd::{Systemd, install, uninstall},
     user::User,
 };
 
