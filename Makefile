@@ -69,7 +69,7 @@ install-units:
 	for unit in $(UNITS); do \
 	  sed 's,/usr/bin/fdstashd,$(PREFIX)/bin/fdstashd,' $(FROM)/$$unit >$(DESTDIR)$(TO)/$$unit && \
 	  chmod 644 $(DESTDIR)$(TO)/$$unit || exit; done
-	if [ "$(or $(SYSTEMD),0)" -lt 253 ]; then \
+	if [ "$(or $(SYSTEMD),999)" -lt 253 ]; then \
 	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.service.d systemd/before-253.conf; \
 	else rm -f $(DESTDIR)$(TO)/fdstashd.service.d/before-253.conf; fi
 

@@ -15,7 +15,10 @@ use kit::{
     SOON, Systemd, User, file, gift, identity, install, name, names, only, pattern,
     raise_open_files, skipped, uninstall, wait_until,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Gid, Uid},
+};
 
 const SERVICE: &str = "fdstashd.service";
 
@@ -31,7 +34,11 @@ fn what_is_installed_is_all_removed_again() {
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");
 
-    install(&tree);
+    let before_253 = "usr/local/lib/systemd/system/fdstashd.service.d/before-253.conf";
+    install(&tree, &["SYSTEMD=252"]);
+    assert!(tree.join(before_253).exists());
+    install(&tree, &["SYSTEMD=253"]);
+    assert!(!tree.join(before_253).exists());
 
     let local = tree.join("usr/local");
     for path in [
@@ -167,7 +174,9 @@ fn what_its_sandbox_leaves_out_would_break_it() {
         ("DevicePolicy=closed", "a device is opened anew"),
         ("PrivateUsers=yes", "a file of somebody else's is opened anew"),
         ("CapabilityBoundingSet=~CAP_DAC_OVERRIDE", "a file of somebody else's is opened anew"),
+        ("CapabilityBoundingSet=~CAP_FOWNER", "a file of somebody else's is read without a trace"),
         ("CapabilityBoundingSet=~CAP_SETUID", "a user's own right is taken on"),
+        ("CapabilityBoundingSet=~CAP_SETGID", "a user's own right is taken on"),
     ] {
         with(&systemd, setting);
         let broke: Vec<&str> =
@@ -192,30 +201,41 @@ fn with(systemd: &Systemd, setting: &str) {
 fn needs(systemd: &Systemd) -> Vec<(&'static str, bool)> {
     let mut client = systemd.client();
     let folder = tempfile::tempdir().expect("a folder can be made");
-    let user = User::new(61001);
     // On this side of the box, whose root file system the daemon never sees.
-    let outside = file(folder.path().join("outside"), "content");
-    fs::remove_file(folder.path().join("outside")).expect("it is ours");
-    let of_home = folder.path().join("of-user");
-    let theirs = file(&of_home, "content");
-    std::os::unix::fs::chown(&of_home, Some(user.uid), Some(user.gid)).expect("root can");
-    rustix::fs::fchmod(&theirs, Mode::RUSR | Mode::WUSR).expect("root can");
-    let mut user_client = user.run(|| systemd.client());
-    let read_only = user.run(|| reopened_by_path(&theirs));
+    let path = folder.path().join("outside");
+    let outside = file(&path, "content");
+    fs::remove_file(&path).expect("it is ours");
+    let plain = Reopening::new(name("again"));
     let mut all = vec![
-        ("a file outside of its view is opened anew", again(&mut client, &outside, None)),
-        ("a file of somebody else's is opened anew", again(&mut client, &theirs, None)),
-        ("who connects is known", client_is(&mut user_client, user.uid)),
-        (
-            "a user's own right is taken on",
-            again(&mut user_client, &read_only, Some(Access::ReadWrite)),
-        ),
+        ("a file outside of its view is opened anew", again(&mut client, &outside, &plain)),
         ("a file below a folder that it does not see is opened anew", again_in_box(systemd)),
     ];
     if let Some(device) = block_device() {
-        all.push(("a device is opened anew", again(&mut client, &device, None)));
+        all.push(("a device is opened anew", again(&mut client, &device, &plain)));
     }
+    all.extend(needs_for_users(systemd, &plain));
     all
+}
+
+fn needs_for_users(systemd: &Systemd, plain: &Reopening) -> [(&'static str, bool); 4] {
+    let (user, mut client) = (User::new(61001), systemd.client());
+    let theirs = tempfile::tempfile().expect("a file can be made");
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::fs::fchmod(&theirs, Mode::RUSR | Mode::WUSR).expect("root can");
+    rustix::fs::fchown(&theirs, Some(uid), Some(gid)).expect("root can");
+    let read_only = user.run(|| reopened_by_path(&theirs));
+    let mut of_user = user.run(|| systemd.client());
+    let wider = Reopening { access: Some(Access::ReadWrite), ..plain.clone() };
+    let traceless = Reopening { noatime: Some(true), ..plain.clone() };
+    [
+        ("a file of somebody else's is opened anew", again(&mut client, &theirs, plain)),
+        (
+            "a file of somebody else's is read without a trace",
+            again(&mut client, &theirs, &traceless),
+        ),
+        ("who connects is known", client_is(&mut of_user, user.uid)),
+        ("a user's own right is taken on", again(&mut of_user, &read_only, &wider)),
+    ]
 }
 
 fn reopened_by_path(file: &File) -> File {
@@ -230,14 +250,14 @@ fn block_device() -> Option<File> {
     devices.next()
 }
 
-/// Whether what is given can be opened anew, with more access where asked.
-fn again(client: &mut Client, file: &File, access: Option<Access>) -> bool {
-    let given = Gift { may_reopen: access, ..gift("again", file) };
+/// Whether what is given can be opened anew.
+fn again(client: &mut Client, file: &File, how: &Reopening) -> bool {
+    let given = Gift { may_reopen: how.access, ..gift("again", file) };
     if let Err(error) = client.give(&[given]) {
         println!("not given: {error}");
         return false;
     }
-    let reopened = client.reopen(&[Reopening { access, ..Reopening::new(name("again")) }]);
+    let reopened = client.reopen(std::slice::from_ref(how));
     let _ = client.close(&names(["again"]));
     match reopened {
         Ok(handed) => identity(only(handed)) == identity(file),

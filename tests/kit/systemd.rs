@@ -18,9 +18,6 @@ use tempfile::TempDir;
 
 use crate::{SOON, is_root, program, skipped, wait_until};
 
-/// What there must be for it, beside root.
-const NEEDED: [&str; 2] = ["/lib/systemd/systemd", "/proc/self/ns/cgroup"];
-
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// A systemd that is process 1 of namespaces of its own, over a copy of this machine's root file
@@ -46,19 +43,15 @@ impl Systemd {
     /// If it should boot and does not.
     #[must_use]
     pub fn boot() -> Option<Self> {
-        if !is_root() {
-            skipped("to boot a systemd takes root");
-            return None;
-        }
-        if let Some(missing) = NEEDED.iter().find(|path| !Path::new(path).exists()) {
-            skipped(&format!("to boot a systemd takes {missing}"));
+        if let Err(lacking) = can_boot() {
+            skipped(&format!("to boot a systemd takes {lacking}"));
             return None;
         }
         let folder = tempfile::Builder::new().prefix("fdstash-systemd-").tempdir();
         let folder = folder.expect("a folder can be made");
         let [root, tree] = ["box", "tree"].map(|name| folder.path().join(name));
         fs::create_dir(&root).expect("a folder can be made");
-        install(&tree);
+        install(&tree, &[]);
         let log = folder.path().join("log");
         let mut script = Command::new(below("tests/systemd-box"));
         script.arg(&root).arg(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -72,6 +65,8 @@ impl Systemd {
         let mut booted = Self { script, stdin, init, root: None, log, _folder: folder };
         assert_ne!(init, 0, "the script has begun");
         wait_until(SOON, || booted.run("systemctl is-active --quiet box.target").status.success());
+        // It has a copy of its own, and this one is large.
+        let _ = fs::remove_dir_all(&tree);
         let root = rustix::fs::open(format!("/proc/{init}/root"), PLACE, Mode::empty());
         booted.root = Some(root.expect("the box has a root"));
         Some(booted)
@@ -160,13 +155,27 @@ impl Drop for Systemd {
     }
 }
 
-/// Installs what is built, as an operator does, below a folder that it makes.
+/// What is lacking, where something is.
+fn can_boot() -> Result<(), &'static str> {
+    if !is_root() {
+        return Err("root");
+    }
+    if !Path::new("/lib/systemd/systemd").exists() {
+        return Err("a systemd");
+    }
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--pid", "--cgroup", "--net", "true"]).stderr(Stdio::null());
+    let may = unshare.status().is_ok_and(|status| status.success());
+    may.then_some(()).ok_or("namespaces, which this machine does not let us have")
+}
+
+/// Installs what is built, as an operator does, below a folder that it makes; with variables of make's.
 ///
 /// # Panics
 ///
 /// If that cannot be.
-pub fn install(tree: &Path) {
-    make(tree, "install");
+pub fn install(tree: &Path, variables: &[&str]) {
+    make(tree, "install", variables);
     // It is to become a root file system, which everybody can look into.
     fs::set_permissions(tree, Permissions::from_mode(0o755)).expect("it is our folder");
 }
@@ -177,14 +186,15 @@ pub fn install(tree: &Path) {
 ///
 /// If that cannot be.
 pub fn uninstall(tree: &Path) {
-    make(tree, "uninstall");
+    make(tree, "uninstall", &[]);
 }
 
-fn make(tree: &Path, target: &str) {
+fn make(tree: &Path, target: &str, variables: &[&str]) {
     let programs = program("fdstashd").parent().expect("a program is in a folder").to_owned();
     let mut make = Command::new("make");
     make.arg("--directory").arg(below("")).arg(target);
     make.arg(format!("DESTDIR={}", tree.display())).arg(format!("BUILT={}", programs.display()));
+    make.args(variables);
     // A make that runs the tests tells its own children of itself.
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
     let output = make.output().expect("make can be started");
