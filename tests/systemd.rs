@@ -333,6 +333,23 @@ fn what_is_kept_is_still_there_after_all_its_processes_were_killed() {
 
 #[test]
 #[ignore = "needs the mirror"]
+fn what_is_kept_is_still_there_after_one_of_its_processes_was_killed() {
+    let Some(systemd) = running() else { return };
+    let process = systemd.property(SERVICE, "MainPID");
+
+    comes_back(
+        &systemd,
+        "kill -KILL $(grep -vx $(systemctl show --value -p MainPID fdstashd) \
+        /sys/fs/cgroup/system.slice/fdstashd.service/cgroup.procs)",
+    );
+    assert_eq!(systemd.property(SERVICE, "MainPID"), process);
+    assert_eq!(systemd.property(SERVICE, "NRestarts"), "0", "systemd has nothing to do with it");
+
+    comes_back(&systemd, &KILL.replace("systemctl kill", "systemctl kill --kill-whom=main"));
+}
+
+#[test]
+#[ignore = "needs the mirror"]
 fn what_is_kept_is_still_there_after_a_stop_where_systemd_keeps_it() {
     let Some(systemd) = running() else { return };
     if systemd.version() < 254 {
