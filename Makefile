@@ -1,11 +1,11 @@
-# make demo: see it work.  make test: every check and test.
-# Both install what they miss, as root on Debian or Ubuntu; elsewhere they say what to install.
+# make demo: see it work.  make test: every check and test.  make, then make install: use it.
+# The first two install what they miss, as root on Debian or Ubuntu; elsewhere they say what to install.
 
 CARGO ?= cargo
 # For clippy and rustfmt, which are no part of every Rust.
 LINTS = cargo-clippy cargo-fmt
 
-.PHONY: all demo test lint unit clean
+.PHONY: all demo test lint unit install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -18,7 +18,7 @@ demo:
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 
 test:
-	@tests/need cc cargo $(LINTS) qemu-img python3 setpriv systemd-socket-activate
+	@tests/need cc cargo $(LINTS) qemu-img python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
 
@@ -35,6 +35,48 @@ lint:
 unit:
 	$(CARGO) build --workspace --bins --examples
 	$(CARGO) test --workspace
+
+# PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
+PREFIX ?= /usr/local
+LIB = $(PREFIX)/lib
+DOC = $(PREFIX)/share/doc/fdstash
+BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
+SYSTEMD ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+UNITS = fdstashd.service fdstashd.socket
+# Of what is installed below PREFIX, every file.
+INSTALLED = bin/fdstashd bin/fdstash \
+	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
+	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
+	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
+	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
+DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+
+# Builds nothing, so that root does not: run make first, as whoever you are.
+install:
+	@test -x $(BUILT)/fdstashd -a -x $(BUILT)/fdstash || { echo "run make first" >&2; exit 1; }
+	install -d $(addprefix $(DESTDIR),$(PREFIX)/bin $(LIB)/sysusers.d $(LIB)/tmpfiles.d $(DOC))
+	install $(BUILT)/fdstashd $(BUILT)/fdstash $(DESTDIR)$(PREFIX)/bin
+	@$(MAKE) --no-print-directory install-units FROM=systemd TO=$(LIB)/systemd/system
+	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
+	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
+	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
+	install -m 644 $(filter-out %.varlink,$(DOCS)) proto/org.fdstash.Stash.varlink $(DESTDIR)$(DOC)
+
+# The units name the daemon by its path, and not by its place here.
+.PHONY: install-units
+install-units:
+	install -d $(DESTDIR)$(TO)
+	for unit in $(UNITS); do \
+	  sed 's,/usr/bin/fdstashd,$(PREFIX)/bin/fdstashd,' $(FROM)/$$unit >$(DESTDIR)$(TO)/$$unit && \
+	  chmod 644 $(DESTDIR)$(TO)/$$unit || exit; done
+	if [ "$(or $(SYSTEMD),999)" -lt 253 ]; then \
+	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.service.d systemd/before-253.conf; \
+	else rm -f $(DESTDIR)$(TO)/fdstashd.service.d/before-253.conf; fi
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
+	for folder in $(LIB)/systemd/system/fdstashd.service.d $(LIB)/systemd/user/fdstashd.service.d $(DOC); do \
+	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done
 
 clean:
 	$(CARGO) clean

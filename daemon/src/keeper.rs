@@ -24,6 +24,7 @@ use crate::{
     lasting::{self, Lasting},
     listen::Place,
     process,
+    systemd::Notify,
 };
 
 /// How long a server may be silent before it is replaced: so many looks, a second apart. Counted and
@@ -32,6 +33,9 @@ pub(crate) const SILENCE: u32 = 10;
 
 /// Between two looks at the server.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two looks at the server in an upgrade.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// The longest pause before the next server, when one after the other dies without having answered a
 /// call. What is kept is kept however long it takes.
@@ -72,6 +76,9 @@ pub(crate) struct Keeper<'a> {
 /// How far an upgrade has come.
 enum Upgrade {
     None,
+    /// It begins as soon as there is a server that serves: while one restores, nobody else may open
+    /// anything in the table that they share.
+    Wanted,
     /// The next version looks whether it could.
     Rehearsing(Child, Instant),
     /// The server stops where it is.
@@ -120,7 +127,7 @@ impl<'a> Keeper<'a> {
             }
             match process::wait_for_signal(self.patience()) {
                 Some(Signal::TERM | Signal::INT) => self.end(),
-                Some(Signal::HUP) => self.rehearse(),
+                Some(Signal::HUP) => self.want_upgrade(),
                 // A child has died, or the server has news.
                 Some(_) | None => {}
             }
@@ -140,7 +147,14 @@ impl<'a> Keeper<'a> {
     fn patience(&self) -> Duration {
         let now = Instant::now();
         let next_start = if self.server.is_none() { self.next_start } else { self.next_look };
-        next_start.min(self.next_look).saturating_duration_since(now)
+        let patience = next_start.min(self.next_look).saturating_duration_since(now);
+        match self.upgrade {
+            Upgrade::None => patience,
+            // The server says nothing of how far it has come.
+            Upgrade::Wanted | Upgrade::Rehearsing(..) | Upgrade::Draining(_) => {
+                patience.min(GLANCE)
+            }
+        }
     }
 
     fn start(&mut self) {
@@ -227,10 +241,18 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Has the program that stands there now see whether it could go on.
-    fn rehearse(&mut self) {
+    fn want_upgrade(&mut self) {
         if !matches!(self.upgrade, Upgrade::None) || self.is_ending {
             return tracing::warn!("ignoring a SIGHUP: an upgrade is under way, or the end");
+        }
+        self.upgrade = Upgrade::Wanted;
+    }
+
+    /// Has the program that stands there now see whether it could go on.
+    fn rehearse(&mut self) {
+        let told = self.lasting.manager.as_ref().map(Notify::reloading);
+        if let Some(Err(error)) = told {
+            tracing::warn!(%error, "telling the service manager of the upgrade failed");
         }
         let (key, value) = lasting::rehearsal_of(&self.lasting.journal);
         let mut command = Command::new(&self.program);
@@ -255,6 +277,11 @@ impl<'a> Keeper<'a> {
     fn go_on_with_upgrade(&mut self) {
         match &mut self.upgrade {
             Upgrade::None => {}
+            Upgrade::Wanted => {
+                if self.server.is_some() && self.heart.state() == State::Serving {
+                    self.rehearse();
+                }
+            }
             Upgrade::Rehearsing(child, until) => {
                 if Instant::now() > *until {
                     let _ = child.kill();

@@ -18,6 +18,7 @@ use crate::{
     inherited::{Inherited, number, set_survives_exec},
     journal,
     listen::{self, Place},
+    systemd::Notify,
 };
 
 /// Says to the next version of this program which numbers are what.
@@ -33,6 +34,8 @@ pub(crate) struct Lasting {
     /// The listening socket's place, where this daemon has made it.
     pub(crate) place: Option<Place>,
     pub(crate) journal: journal::Files,
+    /// Whoever has started this daemon and wants to be told.
+    pub(crate) manager: Option<Notify>,
     /// By which the first server says to the one before that it has taken over.
     pub(crate) baton: Option<OwnedFd>,
 }
@@ -58,7 +61,7 @@ impl Lasting {
                 (listener.into(), Some(place))
             }
         };
-        Ok(Self { listener, place, journal, baton: None })
+        Ok(Self { listener, place, journal, manager: Notify::from_env()?, baton: None })
     }
 
     /// What an earlier version of this program has left for this one, if there was one.
@@ -89,6 +92,7 @@ impl Lasting {
             listener: claim(listener)?,
             place,
             journal: [claim(one)?, claim(other)?],
+            manager: Notify::from_env()?,
             baton: baton.map(claim).transpose()?,
         }))
     }

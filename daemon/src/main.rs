@@ -33,6 +33,7 @@ mod seat;
 mod server;
 mod spare;
 mod steps;
+mod systemd;
 
 use std::{io::IsTerminal, panic, process::ExitCode};
 

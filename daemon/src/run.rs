@@ -34,6 +34,7 @@ use crate::{
     reminder::Reminder,
     restore::{Restored, rewrite},
     seat::Seat,
+    systemd::{Figures, Status},
 };
 
 /// Everything that can happen.
@@ -72,6 +73,7 @@ pub(crate) struct Daemon {
     closer: Closer,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
+    status: Status,
     places: usize,
     patience: Duration,
     /// Wakes who waits for the last connection to end.
@@ -87,6 +89,7 @@ impl Daemon {
         config: &Config,
         heart: Heart,
         restored: Restored,
+        status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
         let Restored { stash, effects, connections, unknown, back, missing } = restored;
         let (inputs, received) = mpsc::unbounded_channel();
@@ -106,6 +109,7 @@ impl Daemon {
             closer: Closer::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
+            status,
             places: config.limits.places,
             patience: config.patience,
             all_gone: Rc::default(),
@@ -202,6 +206,12 @@ impl Daemon {
             self.alarm.set(due);
             self.alarm_at = due;
         }
+        self.count();
+    }
+
+    fn count(&self) {
+        let (entries, connections) = (self.stash.count(), self.seats.len());
+        self.status.set(Figures { entries, connections });
     }
 
     /// Gives a connection a seat, or says why there is none.
@@ -209,6 +219,7 @@ impl Daemon {
         let id = self.stash.connect(who.clone())?;
         let seat = Rc::new(Seat::new(who));
         self.seats.insert(id, Rc::clone(&seat));
+        self.count();
         Ok((id, seat))
     }
 

@@ -21,6 +21,7 @@ use crate::{
     lasting::Lasting,
     restore::{Restored, left_open, restore},
     run::Daemon,
+    systemd::{self, Status},
 };
 
 /// How long connections may take to end when the daemon does.
@@ -68,7 +69,9 @@ async fn serve(
     }
     // From here on whoever was before is gone, and nobody but this server has the journal.
     heart.set_state(State::Serving);
-    let (daemon, received) = Daemon::new(lasting, config, heart, restored)?;
+    let manager = lasting.manager.as_ref();
+    let (status, reporting) = Status::new(lasting.manager.clone());
+    let (daemon, received) = Daemon::new(lasting, config, heart, restored, status)?;
     let _beating = spawn_local(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -79,6 +82,7 @@ async fn serve(
     Daemon::listen_to_itself(&daemon, received);
     tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
     let mut door = Open::door(lasting, &daemon)?;
+    let reporting = spawn_local(reporting);
     loop {
         match signals.next(&mut keeper).await {
             Event::End => break,
@@ -89,12 +93,16 @@ async fn serve(
                     break;
                 }
                 door = Open::door(lasting, &daemon)?;
+                systemd::ready(manager).await;
             }
-            Event::Look => {}
+            // What it wished before has come to nothing.
+            Event::Look => systemd::ready(manager).await,
             Event::Upgrade => keeper.ask_for_upgrade(),
             Event::KeeperGone => keeper.replace(lasting, heart).await,
         }
     }
+    reporting.abort();
+    systemd::stopping(manager).await;
     door.close().await;
     if let Some(place) = &lasting.place {
         // Who comes back finds nobody here, and not a queue that nobody serves.

@@ -9,6 +9,7 @@ mod daemon;
 mod group;
 mod machine;
 mod raw;
+mod systemd;
 mod user;
 
 use std::{
@@ -26,6 +27,7 @@ pub use crate::{
     group::Group,
     machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
     raw::{Raw, call, gifts, messages},
+    systemd::{Systemd, install, uninstall},
     user::User,
 };
 

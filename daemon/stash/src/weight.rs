@@ -37,6 +37,12 @@ impl Details {
 }
 
 impl<F> Stash<F> {
+    /// How many entries are kept.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.counts.kept
+    }
+
     /// What it takes to write down.
     #[must_use]
     pub fn weight(&self) -> Weight {

@@ -1,0 +1,442 @@
+//! Under a real systemd: installed as an operator does it, started, restarted, killed and reloaded.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use fdstash::{Access, Gift, Reopening, blocking::Client};
+use kit::{
+    SOON, Systemd, User, file, gift, identity, install, name, names, only, pattern,
+    raise_open_files, skipped, uninstall, wait_until,
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Gid, Uid},
+};
+
+const SERVICE: &str = "fdstashd.service";
+
+/// A systemd with the stash running.
+fn running() -> Option<Systemd> {
+    let systemd = Systemd::boot()?;
+    systemd.works("systemctl enable --now --quiet fdstashd.socket fdstashd.service");
+    Some(systemd)
+}
+
+#[test]
+fn what_is_installed_is_all_removed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+
+    let before_253 = "usr/local/lib/systemd/system/fdstashd.service.d/before-253.conf";
+    install(&tree, &["SYSTEMD=252"]);
+    assert!(tree.join(before_253).exists());
+    install(&tree, &["SYSTEMD=253"]);
+    assert!(!tree.join(before_253).exists());
+
+    let local = tree.join("usr/local");
+    for path in [
+        "bin/fdstash",
+        "bin/fdstashd",
+        "lib/systemd/system/fdstashd.service",
+        "lib/systemd/system/fdstashd.socket",
+        "lib/systemd/user/fdstashd.service",
+        "lib/systemd/user/fdstashd.socket",
+        "lib/sysusers.d/fdstash.conf",
+        "lib/tmpfiles.d/fdstash.conf",
+        "share/doc/fdstash/LICENSE-MIT",
+        "share/doc/fdstash/org.fdstash.Stash.varlink",
+    ] {
+        assert!(local.join(path).is_file(), "{path}");
+    }
+    for manager in ["system", "user"] {
+        let unit = local.join("lib/systemd").join(manager).join(SERVICE);
+        let unit = fs::read_to_string(unit).unwrap();
+        assert!(unit.contains("\nExecStart=/usr/local/bin/fdstashd\n"), "{unit}");
+    }
+
+    uninstall(&tree);
+
+    assert_eq!(files_below(&tree), [""; 0]);
+}
+
+fn files_below(folder: &Path) -> Vec<String> {
+    let entries =
+        fs::read_dir(folder).expect("a folder can be read").flatten().map(|entry| entry.path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let below = folders.iter().flat_map(|folder| files_below(folder));
+    below.chain(files.iter().map(|path| path.display().to_string())).collect()
+}
+
+#[test]
+fn it_is_started_by_its_socket_and_used_by_its_command() {
+    let Some(systemd) = Systemd::boot() else { return };
+    systemd.works("systemd-sysusers && systemd-tmpfiles --create fdstash.conf");
+    systemd.works("getent group fdstash");
+    systemd.works("systemctl enable --now --quiet fdstashd.socket");
+    assert_eq!(systemd.property(SERVICE, "ActiveState"), "inactive");
+
+    systemd.works("echo content >/root/file && fdstash give a /root/file");
+
+    assert_eq!(systemd.property(SERVICE, "ActiveState"), "active");
+    assert!(systemd.works("fdstash list").contains('a'));
+    assert_eq!(systemd.works("fdstash take a -- cat"), "content\n");
+    let by_name = "FDSTASH_SOCKET=/run/varlink/registry/org.fdstash.Stash fdstash status";
+    assert!(systemd.works(by_name).contains("entries       0 "));
+
+    systemd.works("systemctl stop fdstashd.service");
+    systemd.works("fdstash give a /root/file");
+    assert_eq!(systemd.property(SERVICE, "Result"), "success");
+
+    systemd.works("systemctl stop fdstashd.socket");
+    assert_eq!(systemd.property(SERVICE, "ActiveState"), "inactive");
+    systemd.works("test ! -e /run/fdstash/org.fdstash.Stash");
+    systemd.works("test ! -L /run/varlink/registry/org.fdstash.Stash");
+}
+
+#[test]
+fn while_it_is_restarted_who_connects_is_not_refused() {
+    let Some(systemd) = running() else { return };
+    let over = AtomicBool::new(false);
+
+    let connected = thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            let mut connected = 0;
+            while !over.load(Ordering::Relaxed) {
+                UnixStream::connect(systemd.socket()).expect("nobody is refused");
+                connected += 1;
+            }
+            connected
+        });
+        for _ in 0..3 {
+            systemd.works("systemctl restart fdstashd.service");
+            systemd.client().statistics().unwrap();
+        }
+        systemd.works("systemctl kill --signal=KILL fdstashd.service");
+        systemd.client().statistics().unwrap();
+        over.store(true, Ordering::Relaxed);
+        connecting.join().unwrap()
+    });
+
+    assert!(connected > 100, "{connected}");
+    wait_until(SOON, || systemd.property(SERVICE, "ActiveState") == "active");
+}
+
+#[test]
+fn it_serves_on_while_systemd_itself_is_loaded_anew() {
+    let Some(systemd) = running() else { return };
+    let mut client = systemd.client();
+    client.give(&[gift("a", File::open("/dev/null").unwrap())]).unwrap();
+    let process = systemd.property(SERVICE, "MainPID");
+    shows(&systemd, "Descriptors held: 1; connections: 1.");
+
+    systemd.works("systemctl daemon-reload && systemctl daemon-reexec && systemctl daemon-reload");
+
+    client.give(&[gift("b", File::open("/dev/null").unwrap())]).unwrap();
+    shows(&systemd, "Descriptors held: 2; connections: 1.");
+    assert_eq!(systemd.property(SERVICE, "MainPID"), process);
+    only(client.take(&names(["a"])).unwrap());
+}
+
+/// Waits until `systemctl status` shows a text.
+#[track_caller]
+fn shows(systemd: &Systemd, text: &str) {
+    let status = "systemctl status --no-pager fdstashd.service";
+    wait_until(SOON, || systemd.works(status).contains(&format!("Status: \"{text}\"")));
+}
+
+#[test]
+fn its_sandbox_takes_nothing_from_it_that_it_needs() {
+    let Some(systemd) = running() else { return };
+
+    for (what, works) in needs(&systemd) {
+        assert!(works, "{what}");
+    }
+
+    let score = systemd.works("systemd-analyze security --no-pager fdstashd.service | tail -n 1");
+    let score = score.split(": ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let score: f32 = score.expect("systemd-analyze tells the exposure");
+    assert!(score < 3.0, "{score}");
+}
+
+#[test]
+fn what_its_sandbox_leaves_out_would_break_it() {
+    let Some(systemd) = running() else { return };
+
+    for (setting, broken) in [
+        ("PrivateDevices=yes", "a device is opened anew"),
+        ("DevicePolicy=closed", "a device is opened anew"),
+        ("PrivateUsers=yes", "a file of somebody else's is opened anew"),
+        ("CapabilityBoundingSet=~CAP_DAC_OVERRIDE", "a file of somebody else's is opened anew"),
+        ("CapabilityBoundingSet=~CAP_FOWNER", "a file of somebody else's is read without a trace"),
+        ("CapabilityBoundingSet=~CAP_SETUID", "a user's own right is taken on"),
+        ("CapabilityBoundingSet=~CAP_SETGID", "a user's own right is taken on"),
+    ] {
+        with(&systemd, setting);
+        let broke: Vec<&str> =
+            needs(&systemd).iter().filter(|(_, works)| !works).map(|(what, _)| *what).collect();
+        println!("{setting} breaks: {broke:?}");
+        // A machine may have no block device that the test could use.
+        let can_tell = broken != "a device is opened anew" || block_device().is_some();
+        assert!(!can_tell || broke.contains(&broken), "{setting} breaks {broke:?}");
+    }
+}
+
+/// Restarts the service with one more setting.
+fn with(systemd: &Systemd, setting: &str) {
+    let folder = "/run/systemd/system/fdstashd.service.d";
+    systemd.works(&format!(
+        "mkdir -p {folder} && printf '[Service]\\n{setting}\\n' >{folder}/test.conf && \
+         systemctl daemon-reload && systemctl restart {SERVICE}"
+    ));
+}
+
+/// What the daemon must be able to do with what it is given from anywhere, and whether it can.
+fn needs(systemd: &Systemd) -> Vec<(&'static str, bool)> {
+    let mut client = systemd.client();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    // On this side of the box, whose root file system the daemon never sees.
+    let path = folder.path().join("outside");
+    let outside = file(&path, "content");
+    fs::remove_file(&path).expect("it is ours");
+    let plain = Reopening::new(name("again"));
+    let mut all = vec![
+        ("a file outside of its view is opened anew", again(&mut client, &outside, &plain)),
+        ("a file below a folder that it does not see is opened anew", again_in_box(systemd)),
+    ];
+    if let Some(device) = block_device() {
+        all.push(("a device is opened anew", again(&mut client, &device, &plain)));
+    }
+    all.extend(needs_for_users(systemd, &plain));
+    all
+}
+
+fn needs_for_users(systemd: &Systemd, plain: &Reopening) -> [(&'static str, bool); 4] {
+    let (user, mut client) = (User::new(61001), systemd.client());
+    let theirs = tempfile::tempfile().expect("a file can be made");
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::fs::fchmod(&theirs, Mode::RUSR | Mode::WUSR).expect("root can");
+    rustix::fs::fchown(&theirs, Some(uid), Some(gid)).expect("root can");
+    let read_only = user.run(|| reopened_by_path(&theirs));
+    let mut of_user = user.run(|| systemd.client());
+    let wider = Reopening { access: Some(Access::ReadWrite), ..plain.clone() };
+    let traceless = Reopening { noatime: Some(true), ..plain.clone() };
+    [
+        ("a file of somebody else's is opened anew", again(&mut client, &theirs, plain)),
+        (
+            "a file of somebody else's is read without a trace",
+            again(&mut client, &theirs, &traceless),
+        ),
+        ("who connects is known", client_is(&mut of_user, user.uid)),
+        ("a user's own right is taken on", again(&mut of_user, &read_only, &wider)),
+    ]
+}
+
+fn reopened_by_path(file: &File) -> File {
+    let number = rustix::path::DecInt::from_fd(file);
+    File::open(format!("/proc/thread-self/fd/{}", number.as_str())).expect("it is the user's")
+}
+
+fn block_device() -> Option<File> {
+    let paths = fs::read_dir("/sys/class/block").ok()?.flatten();
+    let mut devices =
+        paths.filter_map(|entry| File::open(Path::new("/dev").join(entry.file_name())).ok());
+    devices.next()
+}
+
+/// Whether what is given can be opened anew.
+fn again(client: &mut Client, file: &File, how: &Reopening) -> bool {
+    let given = Gift { may_reopen: how.access, ..gift("again", file) };
+    if let Err(error) = client.give(&[given]) {
+        println!("not given: {error}");
+        return false;
+    }
+    let reopened = client.reopen(std::slice::from_ref(how));
+    let _ = client.close(&names(["again"]));
+    match reopened {
+        Ok(handed) => identity(only(handed)) == identity(file),
+        Err(error) => {
+            println!("not opened: {error}");
+            false
+        }
+    }
+}
+
+/// Whether the daemon takes a client for the user that it is.
+fn client_is(client: &mut Client, uid: u32) -> bool {
+    client.give(&[gift("who", std::io::stderr())]).expect("a user can give");
+    let listed = client.list(&pattern("who")).expect("a user can list");
+    let known = listed.first().is_some_and(|entry| entry.giver.uid == uid);
+    let _ = client.close(&names(["who"]));
+    known
+}
+
+/// Whether a file of the box's own can be opened anew, below `/home`, which the daemon does not see.
+fn again_in_box(systemd: &Systemd) -> bool {
+    let line = "echo content >/home/file && fdstash give in-box /home/file && \
+        fdstash reopen in-box --sync on && fdstash close in-box";
+    systemd.run(line).status.success()
+}
+
+#[test]
+fn a_user_has_one_too() {
+    let Some(systemd) = Systemd::boot() else { return };
+    systemd.works(
+        "systemd-sysusers --inline 'u somebody 61001 - /tmp/home' && mkdir -p /run/user && \
+         install -d -o 61001 -g 61001 -m 700 /run/user/61001 /tmp/home && \
+         systemd-run --quiet --uid=61001 --property=Delegate=yes --property=Type=notify \
+         --setenv=XDG_RUNTIME_DIR=/run/user/61001 --setenv=HOME=/tmp/home /lib/systemd/systemd --user",
+    );
+    let by_user = |line: &str| {
+        systemd.works(&format!(
+            "cd / && XDG_RUNTIME_DIR=/run/user/61001 HOME=/tmp/home \
+             setpriv --reuid=61001 --regid=61001 --clear-groups -- {line}"
+        ))
+    };
+
+    by_user("systemctl --user enable --now --quiet fdstashd.socket");
+    by_user("fdstash give a /etc/machine-id");
+    by_user("fdstash reopen a --sync on");
+
+    assert_eq!(by_user("fdstash take a -- wc -c"), "33\n");
+    let status = by_user("systemctl --user status --no-pager fdstashd.service");
+    assert!(status.contains("Active: active (running)"), "{status}");
+    assert!(by_user("fdstash status").contains("/run/user/61001/fdstash/org.fdstash.Stash"));
+}
+
+/// How long systemd may be busy with nothing but loading its units again.
+const RELOAD: Duration = Duration::from_millis(200);
+
+#[test]
+#[ignore = "needs the mirror"]
+fn what_is_kept_is_still_there_after_a_restart() {
+    let Some(systemd) = running() else { return };
+    comes_back(&systemd, "systemctl restart fdstashd.service");
+    // What comes back is kept as what was given is.
+    comes_back(&systemd, "systemctl restart fdstashd.service");
+}
+
+#[test]
+#[ignore = "needs the mirror"]
+fn what_is_kept_is_still_there_after_all_its_processes_were_killed() {
+    let Some(systemd) = running() else { return };
+    comes_back(&systemd, KILL);
+    comes_back(&systemd, &format!("systemctl daemon-reexec && {KILL}"));
+    comes_back(&systemd, &format!("systemctl daemon-reload && {KILL}"));
+}
+
+#[test]
+#[ignore = "needs the mirror"]
+fn what_is_kept_is_still_there_after_one_of_its_processes_was_killed() {
+    let Some(systemd) = running() else { return };
+    let process = systemd.property(SERVICE, "MainPID");
+
+    comes_back(
+        &systemd,
+        "kill -KILL $(grep -vx $(systemctl show --value -p MainPID fdstashd) \
+        /sys/fs/cgroup/system.slice/fdstashd.service/cgroup.procs)",
+    );
+    assert_eq!(systemd.property(SERVICE, "MainPID"), process);
+    assert_eq!(systemd.property(SERVICE, "NRestarts"), "0", "systemd has nothing to do with it");
+
+    comes_back(&systemd, &KILL.replace("systemctl kill", "systemctl kill --kill-whom=main"));
+}
+
+#[test]
+#[ignore = "needs the mirror"]
+fn what_is_kept_is_still_there_after_a_stop_where_systemd_keeps_it() {
+    let Some(systemd) = running() else { return };
+    if systemd.version() < 254 {
+        return skipped("systemd keeps what is stored over a stop from 254 on");
+    }
+    comes_back(&systemd, "systemctl stop fdstashd.service && systemctl start fdstashd.service");
+}
+
+#[test]
+fn a_reload_of_the_service_goes_on_in_the_same_process_with_all_that_is_kept() {
+    let Some(systemd) = running() else { return };
+    let process = systemd.property(SERVICE, "MainPID");
+
+    comes_back(&systemd, "systemctl reload fdstashd.service");
+
+    assert_eq!(systemd.property(SERVICE, "MainPID"), process);
+    assert_eq!(systemd.property(SERVICE, "NRestarts"), "0");
+}
+
+#[test]
+#[ignore = "needs the mirror"]
+fn ten_thousand_entries_do_not_hold_up_systemd_and_all_come_back() {
+    let Some(systemd) = running() else { return };
+    raise_open_files();
+    let mut client = systemd.client();
+    let all: Vec<String> = (0..10_000).map(|number| format!("many/{number}")).collect();
+    for some in all.chunks(200) {
+        let open = |name: &String| gift(name, File::open("/dev/null").unwrap());
+        client.give(&some.iter().map(open).collect::<Vec<_>>()).unwrap();
+    }
+
+    let took = systemd.works(
+        "before=$(date +%s%N); systemctl daemon-reload; echo $((($(date +%s%N) - before) / 1000))",
+    );
+    systemd.works(KILL);
+
+    let took = Duration::from_micros(took.trim().parse().unwrap());
+    println!("a daemon-reload with 10,000 entries held takes {took:?}");
+    assert!(took < RELOAD, "{took:?}");
+    assert_eq!(systemd.client().list(&pattern("many/*")).unwrap().len(), 10_000);
+}
+
+/// Kills every process of the service, and returns when systemd has seen it.
+const KILL: &str = "was=$(systemctl show --value --property=NRestarts fdstashd.service); \
+    systemctl kill --signal=KILL fdstashd.service; \
+    for _ in $(seq 1000); do \
+    [ $(systemctl show --value --property=NRestarts fdstashd.service) = $was ] || exit 0; \
+    sleep 0.01; done; exit 1";
+
+/// One of each that systemd by itself would lose, and of what is kept most.
+const KINDS: [&str; 7] = ["file", "same", "path", "hung-up", "pipe", "memfd", "socket"];
+
+fn one_of_each() -> std::io::Result<[OwnedFd; 7]> {
+    let file: OwnedFd = tempfile::tempfile()?.into();
+    let same = file.try_clone()?;
+    let path = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let (hung_up, _) = UnixStream::pair()?;
+    let (pipe, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::write(writer, b"unread")?;
+    let memfd = rustix::fs::memfd_create("memfd", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    Ok([file, same, path, hung_up.into(), pipe, memfd, socket.into()])
+}
+
+/// Gives one of each, so that nobody but the stash has them, has something happen, and takes them all.
+#[track_caller]
+fn comes_back(systemd: &Systemd, after: &str) {
+    // The longest names that there are.
+    let all = KINDS.map(|kind| name(&format!("{kind:n<255}")));
+    let fds = one_of_each().expect("there is one of each");
+    let before = fds.each_ref().map(identity);
+    let gifts = all.iter().zip(fds).map(|(name, fd)| Gift::new(name.clone(), fd));
+    systemd.client().give(&gifts.collect::<Vec<_>>()).expect("all can be given");
+
+    systemd.works(after);
+
+    let mut client = systemd.client();
+    let back = client.take(&all).expect("all are still there");
+    let now: Vec<_> = back.iter().map(|handed| identity(&handed.fd)).collect();
+    assert_eq!(now, before, "{after}");
+    let [mut file, mut same, _, _, mut pipe, ..] =
+        <[_; 7]>::try_from(back).expect("it is seven").map(|handed| File::from(handed.fd));
+    file.write_all(b"content").expect("it is a file");
+    let place = same.stream_position().expect("it is a file");
+    assert_eq!(place, 7, "two names of one description: {after}");
+    let mut unread = String::new();
+    pipe.read_to_string(&mut unread).expect("it is a pipe");
+    assert_eq!(unread, "unread", "{after}");
+    assert_eq!(client.statistics().expect("it answers").entries, 0);
+}
