@@ -77,9 +77,7 @@ impl Lasting {
         };
         let mut inherited = Inherited::from_before(numbers.iter().flatten().copied());
         let mut claim = |number| -> Result<OwnedFd> {
-            let fd = inherited.claim(number).with_context(|| format!("{KEPT}: {number} twice"))?;
-            set_survives_exec(&fd, false).with_context(|| format!("{KEPT}: {number}"))?;
-            Ok(fd)
+            inherited.claim(number).with_context(|| format!("{KEPT}: {number} is not there"))
         };
         let place = match lock {
             Some(lock) => {

@@ -1,20 +1,15 @@
 //! Coming back to what was kept: the journal says what each open descriptor is, and what it says
 //! nothing of is closed.
 
-use std::{collections::BTreeSet, io, os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use anyhow::{Context, Result};
 use fdstash_proto::Keeper;
 use fdstash_stash::{Carried, Effects, Kept, Number, Replay, Stash};
 
 use crate::{
-    args::Config,
-    closer::Closer,
-    descriptor::Descriptor,
-    inherited::{Inherited, set_survives_exec},
-    journal,
-    keeper::Start,
-    lasting::Lasting,
+    args::Config, closer::Closer, descriptor::Descriptor, inherited::Inherited, journal,
+    keeper::Start, lasting::Lasting,
 };
 
 /// A stash of what was kept, and what goes with it. Owns every descriptor of the process that is not
@@ -47,8 +42,7 @@ pub(crate) struct Connected {
 /// If `/proc` does not tell.
 pub(crate) fn left_open(lasting: &Lasting) -> Result<Inherited> {
     let standard: [Number; 3] = [0, 1, 2];
-    let ours: BTreeSet<_> = lasting.numbers().chain(standard).collect();
-    Inherited::all_but(&ours).context("reading /proc/self/fd")
+    Inherited::all_but(lasting.numbers().chain(standard))
 }
 
 /// Restores from the journal. Owns what was left open.
@@ -66,19 +60,12 @@ pub(crate) fn restore(
     let mut replay = Replay::default();
     let read = journal::read(&lasting.journal, |line| replay.add(line));
     if let Err(error) = read.context("reading the journal") {
-        // Not this server's to close.
-        std::mem::forget(open);
         return Err(error);
     }
     if start == Start::Serve {
         replay.forget_connections();
     }
-    let mut claim = |number: Number| {
-        let fd = open.claim(number)?;
-        // It may have been left open for an exec. What is open has flags to set.
-        let _ = set_survives_exec(&fd, false);
-        Some(fd)
-    };
+    let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
     for carried in replay.take_carried() {
         let fds = carried.fds.iter().filter_map(|number| claim(*number));
