@@ -19,6 +19,7 @@ mod entry;
 mod facts;
 mod give;
 mod lookup;
+pub mod mirror;
 mod opening;
 mod policy;
 mod reopen;
