@@ -182,10 +182,11 @@ fn in_flight_alone() {
     let (sender, receiver) = pair();
     let file = file();
     let limits = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(50), ..limits }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(50), ..limits })
+        .expect("the kernel does so");
     // One as whom nothing else here runs.
     let nobody_else = Uid::from_raw(54_321);
-    set_thread_res_uid(nobody_else, nobody_else, nobody_else).unwrap();
+    set_thread_res_uid(nobody_else, nobody_else, nobody_else).expect("the kernel does so");
     let send_ten = || send(&sender, b"x", &[file.as_fd(); 10]);
 
     let sent = (0..20).take_while(|_| send_ten().is_ok()).count();
@@ -193,12 +194,13 @@ fn in_flight_alone() {
     // What is asked is whether there are too many before it.
     assert_eq!(sent, 6);
     assert_eq!(send_ten(), Err(Errno::TOOMANYREFS));
-    take(&receiver).unwrap();
+    take(&receiver).expect("the kernel does so");
     assert_eq!(send_ten(), Ok(()));
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("the kernel does so")
 }
 
 fn send(sender: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
@@ -246,28 +248,29 @@ fn peek_from(receiver: &OwnedFd, offset: i32) {
 }
 
 fn file() -> OwnedFd {
-    tempfile::tempfile().unwrap().into()
+    tempfile::tempfile().expect("the kernel does so").into()
 }
 
 fn inode(fd: impl AsFd) -> u64 {
-    fstat(fd).unwrap().st_ino
+    fstat(fd).expect("the kernel does so").st_ino
 }
 
 /// Whether the writing end of a pipe is closed everywhere.
 fn is_closed(reader: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(reader, PollFlags::empty())];
-    poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
+    poll(&mut polled, Some(&Timespec::default())) == Ok(1)
 }
 
 /// A socket whose last close waits for seconds, as that of a file does whose server is dead; and
 /// its peer, which reads nothing.
 fn socket_whose_last_close_waits() -> (OwnedFd, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (peer, _) = listener.accept().unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("the kernel does so");
+    let mut socket = TcpStream::connect(listener.local_addr().expect("the kernel does so"))
+        .expect("the kernel does so");
+    let (peer, _) = listener.accept().expect("the kernel does so");
+    socket.set_nonblocking(true).expect("the kernel does so");
     while socket.write(&[0; 65_536]).is_ok() {}
-    socket.set_nonblocking(false).unwrap();
-    set_socket_linger(&socket, Some(Duration::from_secs(2))).unwrap();
+    socket.set_nonblocking(false).expect("the kernel does so");
+    set_socket_linger(&socket, Some(Duration::from_secs(2))).expect("the kernel does so");
     (socket.into(), peer)
 }

@@ -1,5 +1,5 @@
 //! The mirror, with a store that keeps duplicates as systemd does. Who dies is the mirror: what is
-//! left then is what the store has.
+//! left then is what the store has. It is one file with the store that they all share.
 
 use std::{
     fs::File,
