@@ -20,6 +20,8 @@ mod journal;
 mod keeper;
 mod lasting;
 mod listen;
+#[cfg_attr(not(test), expect(dead_code, reason = "the loop does not tell it of entries yet"))]
+mod mirror;
 mod open;
 mod peer;
 mod perform;

@@ -21,6 +21,7 @@ mod entry;
 mod facts;
 mod give;
 mod lookup;
+pub mod mirror;
 mod opening;
 mod policy;
 mod record;
