@@ -314,7 +314,6 @@ fn a_user_has_one_too() {
 const RELOAD: Duration = Duration::from_millis(200);
 
 #[test]
-#[ignore = "needs the mirror"]
 fn what_is_kept_is_still_there_after_a_restart() {
     let Some(systemd) = running() else { return };
     comes_back(&systemd, "systemctl restart fdstashd.service");
@@ -323,7 +322,6 @@ fn what_is_kept_is_still_there_after_a_restart() {
 }
 
 #[test]
-#[ignore = "needs the mirror"]
 fn what_is_kept_is_still_there_after_all_its_processes_were_killed() {
     let Some(systemd) = running() else { return };
     comes_back(&systemd, KILL);
@@ -332,7 +330,6 @@ fn what_is_kept_is_still_there_after_all_its_processes_were_killed() {
 }
 
 #[test]
-#[ignore = "needs the mirror"]
 fn what_is_kept_is_still_there_after_one_of_its_processes_was_killed() {
     let Some(systemd) = running() else { return };
     let process = systemd.property(SERVICE, "MainPID");
@@ -349,7 +346,6 @@ fn what_is_kept_is_still_there_after_one_of_its_processes_was_killed() {
 }
 
 #[test]
-#[ignore = "needs the mirror"]
 fn what_is_kept_is_still_there_after_a_stop_where_systemd_keeps_it() {
     let Some(systemd) = running() else { return };
     if systemd.version() < 254 {
@@ -370,7 +366,6 @@ fn a_reload_of_the_service_goes_on_in_the_same_process_with_all_that_is_kept() {
 }
 
 #[test]
-#[ignore = "needs the mirror"]
 fn ten_thousand_entries_do_not_hold_up_systemd_and_all_come_back() {
     let Some(systemd) = running() else { return };
     raise_open_files();
@@ -392,8 +387,10 @@ fn ten_thousand_entries_do_not_hold_up_systemd_and_all_come_back() {
     assert_eq!(systemd.client().list(&pattern("many/*")).unwrap().len(), 10_000);
 }
 
-/// Kills every process of the service, and returns when systemd has seen it.
-const KILL: &str = "was=$(systemctl show --value --property=NRestarts fdstashd.service); \
+/// Kills every process of the service, at a moment when systemd's store is not behind, and returns when
+/// systemd has seen it.
+const KILL: &str = "until fdstash status --json | grep --quiet '\"waiting\":0'; do sleep 0.01; done; \
+    was=$(systemctl show --value --property=NRestarts fdstashd.service); \
     systemctl kill --signal=KILL fdstashd.service; \
     for _ in $(seq 1000); do \
     [ $(systemctl show --value --property=NRestarts fdstashd.service) = $was ] || exit 0; \

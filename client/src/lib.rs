@@ -55,7 +55,7 @@ mod transport;
 
 pub use fdstash_proto::{
     Access, BadName, BadPattern, Change, Entry, Flags, Gift, Handed, Hangup, Info, Keeper, Kind,
-    Labels, Name, Notice, Pattern, Peer, Refusal, Reopening, Share, Statistics,
+    Labels, Mirror, Name, Notice, Pattern, Peer, Refusal, Reopening, Share, Statistics,
 };
 
 #[cfg(feature = "tokio")]

@@ -8,9 +8,18 @@ use fdstash_stash::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
+use crate::systemd::capacity;
+
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
 const OWN: usize = 32;
+
+/// Of so many places one is left free for the mirror in the service manager's store, which has two
+/// descriptors for each bundle of a thousand entries, and while it begins anew twice as many; and a few.
+const PER_MIRROR: usize = 200;
+
+/// The least that it needs.
+const MIRROR: usize = 24;
 
 /// Places that entries leave free unless the command line says otherwise.
 const SPARE: usize = 64;
@@ -91,7 +100,8 @@ impl Args {
     /// If that leaves no room for a single entry.
     pub(crate) fn into_config(self) -> Result<Config> {
         let open_files = raise_open_files();
-        let Some(places) = open_files.checked_sub(OWN).filter(|places| *places > 1) else {
+        let mirror = if capacity().is_some() { MIRROR + open_files / PER_MIRROR } else { 0 };
+        let Some(places) = open_files.checked_sub(OWN + mirror).filter(|places| *places > 1) else {
             bail!("the limit on open files (ulimit -n) is {open_files}: too few to hold anything");
         };
         // A Reopen in a transaction needs a place beside what is kept, also where the stash is full.

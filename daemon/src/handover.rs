@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    heart::{Heart, State, Wish},
+    heart::{Heart, State, Stored, Wish},
     inherited::{number, set_survives_exec},
     lasting::Lasting,
     polled::polled,
@@ -38,6 +38,7 @@ use crate::{
     server::{Event, Signals},
     spare,
     steps::step,
+    systemd::capacity,
 };
 
 /// How long what has begun may take to end: transactions, opens, answers that are being read. Whose
@@ -258,7 +259,14 @@ impl Keeper {
             let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
         }
         let end = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let spare = spare::make(heart, lasting.tell(None), end);
+        // It cannot count what is stored from now on: as much as there can be.
+        let stored = heart.stored();
+        let stored = Stored {
+            next_life: stored.next_life + 1,
+            most_bundles: stored.most_bundles.max(capacity().unwrap_or_default() as u64),
+            ..stored
+        };
+        let spare = spare::make(heart, lasting.tell(None, stored), end);
         match spare.and_then(|pid| Self::watch(pid, true)) {
             Ok(spare) => {
                 tracing::error!(pid = spare.pid.as_raw_pid(), "the keeper has died, made another");

@@ -42,6 +42,18 @@ struct Shared {
     has_answered: AtomicBool,
     lives: AtomicU64,
     baton: AtomicU32,
+    first_life: AtomicU64,
+    next_life: AtomicU64,
+    most_bundles: AtomicU64,
+}
+
+/// Which bundles there may be in the service manager's store: those of these lives, and in each as
+/// many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Stored {
+    pub(crate) first_life: u64,
+    pub(crate) next_life: u64,
+    pub(crate) most_bundles: u64,
 }
 
 impl Heart {
@@ -128,5 +140,21 @@ impl Heart {
     /// Which descriptor that is.
     pub(crate) fn baton(self) -> Number {
         self.0.baton.load(SeqCst)
+    }
+
+    /// Says which bundles the store may have.
+    pub(crate) fn set_stored(self, stored: Stored) {
+        self.0.first_life.store(stored.first_life, SeqCst);
+        self.0.next_life.store(stored.next_life, SeqCst);
+        self.0.most_bundles.store(stored.most_bundles, SeqCst);
+    }
+
+    /// Which bundles it may have.
+    pub(crate) fn stored(self) -> Stored {
+        Stored {
+            first_life: self.0.first_life.load(SeqCst),
+            next_life: self.0.next_life.load(SeqCst),
+            most_bundles: self.0.most_bundles.load(SeqCst),
+        }
     }
 }

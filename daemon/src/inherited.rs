@@ -2,7 +2,7 @@
 
 use std::{
     env, fs, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, bail};
@@ -96,6 +96,11 @@ impl Inherited {
         free.filter_map(owned).collect()
     }
 
+    /// Takes a descriptor back, to be claimed by its number.
+    pub(crate) fn give_back(&mut self, fd: OwnedFd) {
+        self.release(fd.into_raw_fd().unsigned_abs());
+    }
+
     fn release(&mut self, number: Number) {
         let at = number as usize;
         self.free.resize(self.free.len().max(at + 1), false);
@@ -143,7 +148,7 @@ pub(crate) fn listening_socket(
     Ok(Some(socket))
 }
 
-#[expect(unsafe_code, clippy::disallowed_methods, reason = "what is inherited comes as numbers")]
+#[expect(unsafe_code, reason = "what is inherited comes as numbers")]
 fn is_open(number: Number) -> bool {
     let Ok(number) = i32::try_from(number) else { return false };
     // SAFETY: the borrow ends with the question whether the number is open, which may be asked of any.

@@ -302,7 +302,7 @@ impl<'a> Keeper<'a> {
 
     /// Becomes the next version of the program. Returns only if that fails.
     fn make_way(&mut self) {
-        let kept = self.lasting.tell(Some(self.heart.baton()));
+        let kept = self.lasting.tell(Some(self.heart.baton()), self.heart.stored());
         let Err(error) = self.lasting.leave().and_then(|()| process::exec(&self.program, kept));
         self.lasting.stay();
         self.stays(&format!("starting it: {error}"));

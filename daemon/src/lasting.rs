@@ -15,6 +15,7 @@ use fdstash_stash::Number;
 
 use crate::{
     args::{Config, default_socket},
+    heart::{Heart, Stored},
     inherited::{Inherited, number, set_survives_exec},
     journal,
     listen::{self, Place},
@@ -36,6 +37,8 @@ pub(crate) struct Lasting {
     pub(crate) journal: journal::Files,
     /// Whoever has started this daemon and wants to be told.
     pub(crate) manager: Option<Notify>,
+    /// What the service manager had kept for an earlier daemon: its numbers when this one was started.
+    pub(crate) stored: Vec<Number>,
     /// By which the first server says to the one before that it has taken over.
     pub(crate) baton: Option<OwnedFd>,
 }
@@ -46,7 +49,11 @@ impl Lasting {
     /// # Errors
     ///
     /// If there can be no socket or no journal.
-    pub(crate) fn new(passed: Option<OwnedFd>, config: &Config) -> Result<Self> {
+    pub(crate) fn new(
+        passed: Option<OwnedFd>,
+        stored: Vec<Number>,
+        config: &Config,
+    ) -> Result<Self> {
         // Before the socket, which would stay behind.
         let journal = journal::create().context("making a journal")?;
         let (listener, place) = match passed {
@@ -61,7 +68,7 @@ impl Lasting {
                 (listener.into(), Some(place))
             }
         };
-        Ok(Self { listener, place, journal, manager: Notify::from_env()?, baton: None })
+        Ok(Self { listener, place, journal, manager: Notify::from_env()?, stored, baton: None })
     }
 
     /// What an earlier version of this program has left for this one, if there was one.
@@ -69,13 +76,21 @@ impl Lasting {
     /// # Errors
     ///
     /// If what it says of it cannot be.
-    pub(crate) fn from_before(config: &Config) -> Result<Option<Self>> {
+    pub(crate) fn from_before(config: &Config, heart: Heart) -> Result<Option<Self>> {
         let Some(numbers) = env::var_os(KEPT) else { return Ok(None) };
         let numbers = to_numbers(&numbers)?;
-        let [Some(listener), Some(one), Some(other), baton, lock] = numbers[..] else {
+        let [Some(listener), Some(one), Some(other), baton, lock, ref stored @ ..] = numbers[..]
+        else {
             bail!("{KEPT} does not have the numbers that it should");
         };
-        let mut inherited = Inherited::from_before(numbers.iter().flatten().copied());
+        let [Some(first_life), Some(next_life), Some(most_bundles)] = stored[..] else {
+            bail!("{KEPT} does not tell what is stored");
+        };
+        let [first_life, next_life, most_bundles] =
+            [first_life, next_life, most_bundles].map(u64::from);
+        heart.set_stored(Stored { first_life, next_life, most_bundles });
+        let open = [Some(listener), Some(one), Some(other), baton, lock];
+        let mut inherited = Inherited::from_before(open.into_iter().flatten());
         let mut claim = |number| -> Result<OwnedFd> {
             inherited.claim(number).with_context(|| format!("{KEPT}: {number} is not there"))
         };
@@ -91,17 +106,21 @@ impl Lasting {
             place,
             journal: [claim(one)?, claim(other)?],
             manager: Notify::from_env()?,
+            stored: Vec::new(),
             baton: baton.map(claim).transpose()?,
         }))
     }
 
-    /// What a program is to be told that goes on with all of it.
-    pub(crate) fn tell(&self, baton: Option<Number>) -> (OsString, OsString) {
+    /// What a program is to be told that goes on with all of it, and with what is stored.
+    pub(crate) fn tell(&self, baton: Option<Number>, stored: Stored) -> (OsString, OsString) {
         let [one, other] = &self.journal;
         let lock = self.place.as_ref().map(|place| number(place.lock()));
-        let numbers =
+        let open =
             [Some(number(&self.listener)), Some(number(one)), Some(number(other)), baton, lock];
-        (KEPT.into(), to_text(&numbers))
+        let Stored { first_life, next_life, most_bundles } = stored;
+        let counts = [first_life, next_life, most_bundles]
+            .map(|count| Some(Number::try_from(count).unwrap_or(Number::MAX)));
+        (KEPT.into(), to_text(&[open.as_slice(), &counts].concat()))
     }
 
     /// Leaves all of it open for the program that this one becomes.

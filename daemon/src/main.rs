@@ -20,7 +20,6 @@ mod journal;
 mod keeper;
 mod lasting;
 mod listen;
-#[cfg_attr(not(test), expect(dead_code, reason = "the loop does not tell it of entries yet"))]
 mod mirror;
 mod open;
 mod peer;
@@ -35,6 +34,7 @@ mod seat;
 mod server;
 mod spare;
 mod steps;
+mod store;
 mod systemd;
 
 use std::{io::IsTerminal, panic, process::ExitCode};
@@ -48,6 +48,7 @@ use crate::{
     inherited::{Inherited, listening_socket},
     keeper::{Keeper, Start},
     lasting::Lasting,
+    mirror::bundle,
 };
 
 fn main() -> ExitCode {
@@ -81,14 +82,22 @@ fn keep(args: Args) -> Result<u8> {
     }
     // First of all, while the numbers that were passed are surely still what they were.
     let (mut passed, named) = Inherited::from_systemd()?;
-    let passed = listening_socket(&mut passed, &named, |_| false)?;
+    let is_bundle = |name: &str| bundle::parse(name).is_some();
+    let passed = listening_socket(&mut passed, &named, is_bundle)?;
+    let bundles = named.iter().filter(|(_, name)| is_bundle(name));
     let config = args.into_config()?;
-    let before = Lasting::from_before(&config)?;
+    let heart = Heart::new().context("sharing memory with the server")?;
+    let before = Lasting::from_before(&config, heart)?;
     let is_going_on = before.is_some();
-    let lasting = before.map_or_else(|| Lasting::new(passed, &config), Ok)?;
+    let lasting = match before {
+        Some(lasting) => lasting,
+        None => {
+            heart.set_stored(store::stored(bundles.clone().map(|(_, name)| name.as_str())));
+            Lasting::new(passed, bundles.map(|(number, _)| *number).collect(), &config)?
+        }
+    };
     let start = if lasting.baton.is_some() { Start::TakeOver } else { Start::Serve };
     let lasting: &'static Lasting = Box::leak(Box::new(lasting));
-    let heart = Heart::new().context("sharing memory with the server")?;
     let serve = |start| server::run(lasting, &config, heart, start);
     let keeper =
         Keeper::new(heart, lasting, start, is_going_on, &serve).context("finding this program")?;

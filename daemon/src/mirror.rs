@@ -62,6 +62,8 @@ pub(crate) trait Store {
     fn remove(&mut self, name: &str) -> io::Result<()>;
     /// Waits until all that was said has been read.
     fn barrier(&mut self, limit: Duration) -> io::Result<()>;
+    /// Takes note that it has nothing of earlier lives any more.
+    fn retired(&mut self);
 }
 
 /// How far it is.
@@ -87,11 +89,12 @@ pub(crate) struct Behind {
     pub(crate) waiting: usize,
 }
 
-/// A bundle of an earlier life, by its name, and its receiving end.
-#[derive(Debug)]
+/// The bundles of earlier lives: the names that the store may have them under, and their receiving
+/// ends, as far as they are here.
+#[derive(Debug, Default)]
 pub(crate) struct Old {
-    pub(crate) name: String,
-    pub(crate) receiver: OwnedFd,
+    pub(crate) names: Vec<String>,
+    pub(crate) ends: Vec<OwnedFd>,
 }
 
 /// Tells the mirror's thread. It ends when this is dropped, and leaves in the store what is there.
@@ -110,7 +113,7 @@ struct Shared<F> {
 struct Inbox<F> {
     put: BTreeMap<EntryId, Held<F>>,
     gone: Vec<EntryId>,
-    old: Vec<Old>,
+    old: Option<Old>,
     flushes: Vec<Flush>,
     /// When the first of these came.
     since: Option<Instant>,
@@ -157,7 +160,7 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
             plan: Plan::new(room),
             bundles: BTreeMap::new(),
             held: BTreeMap::new(),
-            old: Vec::new(),
+            old: None,
             flushes: Vec::new(),
             drainer: Drainer::default(),
             told: 0,
@@ -187,9 +190,9 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
     }
 
     /// Removes bundles of an earlier life, as soon as all that was told before is mirrored and the
-    /// store has said so. Owns their ends.
-    pub(crate) fn retire(&self, old: Vec<Old>) {
-        self.tell(|inbox| inbox.old.extend(old));
+    /// store has said so. Owns their ends. To be told once.
+    pub(crate) fn retire(&self, old: Old) {
+        self.tell(|inbox| inbox.old = Some(old));
     }
 
     /// Waits until all that was told is mirrored, what is gone has left the bundles, and the store
@@ -240,7 +243,7 @@ impl<F> Inbox<F> {
         Self {
             put: BTreeMap::new(),
             gone: Vec::new(),
-            old: Vec::new(),
+            old: None,
             flushes: Vec::new(),
             since: None,
             idle: false,
@@ -299,7 +302,7 @@ struct Worker<F, S> {
     bundles: BTreeMap<BundleId, Bundle>,
     /// What the plan knows of.
     held: BTreeMap<EntryId, Held<F>>,
-    old: Vec<Old>,
+    old: Option<Old>,
     flushes: Vec<Flush>,
     drainer: Drainer,
     told: u64,
@@ -343,7 +346,7 @@ impl<F: AsFd, S: Store> Worker<F, S> {
             self.plan.gone(id);
             self.held.remove(&id);
         }
-        self.old.extend(old);
+        self.old = self.old.take().or(old);
         self.flushes.extend(flushes);
         self.since = self.since.or(since);
         self.publish();
@@ -418,18 +421,15 @@ impl<F: AsFd, S: Store> Worker<F, S> {
         Ok(true)
     }
 
-    /// Removes the bundles of an earlier life, now that all of theirs is in ours.
+    /// Removes the bundles of earlier lives, now that all of theirs is in ours.
     fn remove_old(&mut self) -> io::Result<()> {
-        if self.old.is_empty() {
-            return Ok(());
-        }
+        let Some(old) = &self.old else { return Ok(()) };
         self.store.barrier(BARRIER)?;
-        while let Some(old) = self.old.pop() {
-            if let Err(error) = self.store.remove(&old.name) {
-                self.old.push(old);
-                return Err(error);
-            }
-            self.drainer.take_all(&Arc::new(old.receiver));
+        old.names.iter().try_for_each(|name| self.store.remove(name))?;
+        self.store.barrier(BARRIER)?;
+        self.store.retired();
+        for end in self.old.take().into_iter().flat_map(|old| old.ends) {
+            self.drainer.take_all(&Arc::new(end));
         }
         Ok(())
     }

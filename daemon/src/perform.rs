@@ -9,7 +9,7 @@ use crate::{
     descriptor::Descriptor,
     inherited::number,
     open::open_all,
-    run::{Daemon, Input, with_drift},
+    run::{Daemon, Input, mirror_one, with_drift},
     seat::Answered,
 };
 
@@ -42,16 +42,23 @@ impl Daemon {
             tracing::error!(%error, "writing the journal failed, starting anew from what it says");
             std::process::abort();
         }
+        if let Some(mirror) = &self.mirror {
+            record.gone.iter().for_each(|id| mirror.gone(*id));
+            record.put.iter().for_each(|kept| mirror_one(mirror, kept));
+        }
     }
 
     fn answer(
         &mut self,
         to: ConnectionId,
-        outcome: Result<Reply<Arc<Descriptor>>, Refusal>,
+        mut outcome: Result<Reply<Arc<Descriptor>>, Refusal>,
         confirm: bool,
     ) {
         let Some(seat) = self.seats.get(&to) else { return };
         self.heart.answered();
+        if let Ok(Reply::Statistics(told)) = &mut outcome {
+            told.mirror = self.mirrored();
+        }
         if let Err(refusal) = &outcome {
             let peer = seat.who.peer;
             tracing::debug!(uid = peer.uid, pid = peer.pid, %refusal, "call refused");
@@ -62,6 +69,18 @@ impl Daemon {
         if seat.answer(outcome, confirm) == Answered::Unsent && confirm {
             self.pending.push_back(Input::Unsent(to));
         }
+    }
+
+    /// What is in the service manager's store.
+    fn mirrored(&self) -> Option<fdstash_proto::Mirror> {
+        let standing = self.mirror.as_ref()?.standing();
+        Some(fdstash_proto::Mirror {
+            bundles: standing.bundles as u64,
+            puts: standing.told,
+            entries: standing.entries as u64,
+            waiting: standing.waiting as u64,
+            behind_usec: standing.behind_usec,
+        })
     }
 
     /// Opens on the blocking pool; what comes of it comes back as an input.

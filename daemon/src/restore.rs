@@ -5,11 +5,17 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use anyhow::{Context, Result};
 use fdstash_proto::Keeper;
-use fdstash_stash::{Carried, Effects, Kept, Number, Replay, Stash};
+use fdstash_stash::{Carried, Details, Effects, Kept, Number, Replay, Stash};
 
 use crate::{
-    args::Config, closer::Closer, descriptor::Descriptor, inherited::Inherited, journal,
-    keeper::Start, lasting::Lasting,
+    args::Config,
+    closer::Closer,
+    descriptor::Descriptor,
+    inherited::{Inherited, number},
+    journal,
+    keeper::Start,
+    lasting::Lasting,
+    mirror::bundle,
 };
 
 /// A stash of what was kept, and what goes with it. Owns every descriptor of the process that is not
@@ -59,11 +65,12 @@ pub(crate) fn restore(
 ) -> Result<Restored> {
     let mut replay = Replay::default();
     let read = journal::read(&lasting.journal, |line| replay.add(line));
-    if let Err(error) = read.context("reading the journal") {
-        return Err(error);
-    }
+    read.context("reading the journal")?;
     if start == Start::Serve {
         replay.forget_connections();
+    }
+    if replay.is_the_first() {
+        adopt(&mut replay, &mut open, &lasting.stored);
     }
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
@@ -91,6 +98,28 @@ pub(crate) fn restore(
     Ok(Restored { stash, effects, connections, unknown, back, missing })
 }
 
+/// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.
+fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) {
+    let ends: Vec<_> = stored.iter().filter_map(|number| open.claim(*number)).collect();
+    let unread = bundle::read_back(&ends, |record, fd| match Details::read(&record) {
+        // One that is here twice closes again.
+        Ok(details) => {
+            let kept = Kept { fd: Arc::new(number(&fd)), details: Arc::new(details) };
+            if replay.adopt(kept) {
+                open.give_back(fd);
+            }
+        }
+        Err(error) => tracing::error!(%error, "what the service manager has kept is unreadable"),
+    });
+    for error in unread {
+        tracing::error!(%error, "reading what the service manager has kept failed");
+    }
+    if !ends.is_empty() {
+        tracing::info!(bundles = ends.len(), entries = replay.len(), "read what systemd has kept");
+    }
+    ends.into_iter().for_each(|end| open.give_back(end));
+}
+
 /// Writes all of a journal anew, with room for what may have to follow.
 ///
 /// # Errors
@@ -100,7 +129,7 @@ pub(crate) fn rewrite(journal: &mut journal::Journal, stash: &Stash<Descriptor>)
     journal.rewrite(stash.weight().promised, |lines| {
         lines.push(|bytes| stash.begin_journal().write(bytes));
         for record in stash.records() {
-            lines.push(|bytes| record.write(|fd| crate::inherited::number(fd), bytes));
+            lines.push(|bytes| record.write(|fd| number(fd), bytes));
         }
     })
 }

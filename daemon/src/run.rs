@@ -7,12 +7,15 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Name, Pattern, Refusal};
-use fdstash_stash::{ConnectionId, Doing, Effects, EntryId, Inspected, OpenFailure, Stash, Who};
+use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
+use fdstash_stash::{
+    ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Stash, Who,
+};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -31,9 +34,11 @@ use crate::{
     inspect::{flags_now, inspect},
     journal::Journal,
     lasting::Lasting,
+    mirror::{Old, bundle},
     reminder::Reminder,
     restore::{Restored, rewrite},
     seat::Seat,
+    store::{self, DaemonsMirror},
     systemd::{Figures, Status},
 };
 
@@ -73,6 +78,7 @@ pub(crate) struct Daemon {
     closer: Closer,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
+    pub(crate) mirror: Option<DaemonsMirror>,
     status: Status,
     places: usize,
     patience: Duration,
@@ -109,6 +115,7 @@ impl Daemon {
             closer: Closer::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
+            mirror: None,
             status,
             places: config.limits.places,
             patience: config.patience,
@@ -124,9 +131,11 @@ impl Daemon {
             Connection::resume(&daemon, connected);
         }
         let mut borrowed = daemon.borrow_mut();
+        let (bundles, unknown) = unknown.into_iter().partition(bundle::is_one);
         for fd in unknown {
             borrowed.closer.close(fd);
         }
+        store::mirror(&mut borrowed, lasting, heart, bundles)?;
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);
         drop(borrowed);
@@ -242,6 +251,14 @@ impl Daemon {
         (entries.collect(), next)
     }
 
+    /// Has all that is kept mirrored from here on, and then `old` removed.
+    pub(crate) fn mirror_to(&mut self, mirror: DaemonsMirror, old: Old) {
+        self.stash.kept().for_each(|kept| mirror_one(&mirror, kept));
+        mirror.retire(old);
+        self.stash.set_keeper(Keeper::ProcessAndSystemd);
+        self.mirror = Some(mirror);
+    }
+
     /// Writes the journal anew, after others may have done so.
     pub(crate) fn reopen_journal(&mut self) {
         let outcome = self.journal.reopen().and_then(|()| rewrite(&mut self.journal, &self.stash));
@@ -284,6 +301,14 @@ impl Daemon {
             return self.stash.misunderstood(by, Refusal::NotDurable { reason });
         }
         self.stash.call(by, call, clock::now())
+    }
+}
+
+/// Has an entry mirrored, unless it ends with its connection, which no restart outlives.
+pub(crate) fn mirror_one(mirror: &DaemonsMirror, kept: &Kept<Descriptor>) {
+    let Kept { fd, details } = kept;
+    if details.ephemeral_of.is_none() {
+        mirror.put(details.id, Arc::downgrade(fd), Arc::clone(details));
     }
 }
 

@@ -27,6 +27,9 @@ use crate::{
 /// How long connections may take to end when the daemon does.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long the service manager may take, at the end, to have everything. Less than it gives us.
+const WRITE_OUT: Duration = Duration::from_secs(20);
+
 /// Serves, in a process of its own, until it is asked to end. Gives the process's exit code.
 pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> u8 {
     match try_run(lasting, config, heart, start) {
@@ -110,6 +113,7 @@ async fn serve(
         place.remove();
     }
     farewell(&daemon).await;
+    write_out(&daemon.borrow());
     heart.set_state(State::Ended);
     Ok(())
 }
@@ -126,6 +130,21 @@ async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
         }
     })
     .await;
+}
+
+/// Has the service manager hold everything that is kept, for whoever comes after this daemon.
+fn write_out(daemon: &Daemon) {
+    let kept = daemon.stash.count();
+    let Some(mirror) = &daemon.mirror else {
+        if kept > 0 {
+            tracing::warn!(kept, "what is kept ends with the daemon");
+        }
+        return;
+    };
+    match mirror.flush(WRITE_OUT) {
+        Ok(()) => tracing::info!(kept, "the service manager has everything that is kept"),
+        Err(error) => tracing::error!(%error, kept, "ending all the same, and not all is kept"),
+    }
 }
 
 /// The door, for as long as it is open.

@@ -93,7 +93,6 @@ impl Notify {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody stores anything yet"))]
 impl Notify {
     /// Sends a message, a descriptor beside it, and waits for room. It only borrows the descriptor.
     /// Not for the event loop, which it would hold up.
@@ -171,7 +170,6 @@ impl Notify {
 }
 
 /// How many descriptors the manager keeps for this service, where it says so (systemd 254 and later).
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody stores anything yet"))]
 pub(crate) fn capacity() -> Option<usize> {
     capacity_of(env::var_os("FDSTORE"))
 }

@@ -28,7 +28,7 @@ pub use call::{Call, Clash, Gift, Incoming, Mode, Reopening, Request, Taking};
 pub use codec::{Frame, Hangup, Inbox, MAX_MESSAGE, Outbox};
 pub use name::{BadName, Name};
 pub use pattern::{BadPattern, Pattern};
-pub use reply::{Handed, Info, Notice, Refusal, Reply, Statistics};
+pub use reply::{Handed, Info, Mirror, Notice, Refusal, Reply, Statistics};
 pub use terms::{Access, Change, Entry, Flags, Keeper, Kind, Labels, Peer, Share};
 pub use ticket::{BadTicket, Ticket};
 

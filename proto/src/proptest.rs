@@ -3,8 +3,8 @@
 use proptest::{collection, option, prelude::*, sample};
 
 use crate::{
-    Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Info, Keeper, Kind, Labels, Name,
-    Notice, Pattern, Peer, Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
+    Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Info, Keeper, Kind, Labels, Mirror,
+    Name, Notice, Pattern, Peer, Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
 
 /// Any name.
@@ -225,6 +225,13 @@ fn statistics() -> impl Strategy<Value = Statistics> {
             reopened: count(9),
             expired: count(10),
             refused: count(11),
+            mirror: (count(0) % 2 == 0).then(|| Mirror {
+                bundles: count(1),
+                puts: count(2),
+                entries: count(3),
+                waiting: count(4),
+                behind_usec: count(5),
+            }),
         }
     })
 }

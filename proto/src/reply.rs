@@ -93,6 +93,26 @@ pub struct Statistics {
     pub expired: u64,
     /// How many calls were refused.
     pub refused: u64,
+    /// What the service manager's descriptor store has of the entries, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
+}
+
+/// What the service manager's descriptor store has of the entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Bundles of entries that it has been given to store.
+    pub bundles: u64,
+    /// How often it was given one.
+    pub puts: u64,
+    /// Entries that are in the bundles.
+    pub entries: u64,
+    /// Changes that are not in the bundles yet.
+    pub waiting: u64,
+    /// For how many microseconds the oldest of them has not been.
+    #[serde(rename = "behindUSec")]
+    pub behind_usec: u64,
 }
 
 impl Statistics {

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fdstash_proto::{
     Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Hangup, INTERFACE, INTERFACE_NAME,
-    Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mode, Name, Notice, Pattern,
-    Peer, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME, Share, Statistics, Taking,
-    Ticket, call,
+    Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mirror, Mode, Name, Notice,
+    Pattern, Peer, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME, Share, Statistics,
+    Taking, Ticket, call,
     reply::{self, Answer, Expect, Refused},
 };
 use idl::{Field, Interface, Type};
@@ -686,6 +686,13 @@ fn statistics(keeper: Keeper) -> Statistics {
         reopened: 10,
         expired: 11,
         refused: 12,
+        mirror: (keeper == Keeper::ProcessAndSystemd).then_some(Mirror {
+            bundles: 13,
+            puts: 14,
+            entries: 15,
+            waiting: 16,
+            behind_usec: 17,
+        }),
     }
 }
 

@@ -301,6 +301,7 @@ pub(crate) fn figures(given: u64) -> Statistics {
         reopened: 0,
         expired: 0,
         refused: 0,
+        mirror: None,
     }
 }
 

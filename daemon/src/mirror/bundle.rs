@@ -20,15 +20,18 @@ use rustix::{
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
         SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
-        recvmsg, sendmsg, socketpair,
+        recvmsg, sendmsg, socketpair, sockopt::socket_type,
     },
 };
+
+use crate::inherited::set_survives_exec;
 
 /// What every message begins with: whose it is, and how it is to be read.
 const MAGIC: [u8; 8] = *b"fdstash1";
 
-/// The magic, how many entries, how many bytes the memfd has, and their checksum.
-const PAYLOAD: usize = MAGIC.len() + 2 * size_of::<u32>() + size_of::<u64>();
+/// The magic, how many entries, how many bytes the memfd has, and their checksum, against a memfd that
+/// is not what was sent.
+const PAYLOAD: usize = MAGIC.len() + 3 * size_of::<u32>();
 
 /// What stands before each record in the memfd.
 const LENGTH: usize = size_of::<u32>();
@@ -71,14 +74,27 @@ pub(crate) enum Reason {
 
 /// The name under which a bundle is stored, by the daemon's how manieth life.
 pub(crate) fn name(life: u64, id: BundleId) -> String {
-    format!("fdstash.{life}.{}", id.0)
+    name_of(life, id.0)
 }
 
-/// The life that a bundle's name tells of, if it is one's.
-pub(crate) fn life_of(name: &str) -> Option<u64> {
+/// The same, by its number.
+pub(crate) fn name_of(life: u64, number: u64) -> String {
+    format!("fdstash.{life}.{number}")
+}
+
+/// The life that a bundle's name tells of, and its number in that, if it is one's.
+pub(crate) fn parse(name: &str) -> Option<(u64, u64)> {
     let (life, number) = name.strip_prefix("fdstash.")?.split_once('.')?;
-    number.parse::<u64>().ok()?;
-    life.parse().ok()
+    Some((life.parse().ok()?, number.parse().ok()?))
+}
+
+/// Whether a descriptor is the receiving end of a bundle that has something in it.
+pub(crate) fn is_one(fd: &OwnedFd) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    let is_packets = socket_type(fd).is_ok_and(|kind| kind == SocketType::SEQPACKET);
+    is_packets
+        && recv(fd, &mut magic, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok()
+        && magic == MAGIC
 }
 
 impl Bundle {
@@ -90,6 +106,8 @@ impl Bundle {
     pub(crate) fn new() -> io::Result<Self> {
         let (sender, receiver) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // The next version of this program empties it before the store has the last hold of it.
+        set_survives_exec(&receiver, true)?;
         Ok(Self { sender, receiver: Arc::new(receiver) })
     }
 
@@ -263,7 +281,7 @@ fn payload(count: usize, bytes: &[u8]) -> io::Result<[u8; PAYLOAD]> {
         MAGIC.as_slice(),
         &length(count)?.to_le_bytes(),
         &length(bytes.len())?.to_le_bytes(),
-        &checksum(bytes).to_le_bytes(),
+        &crc32fast::hash(bytes).to_le_bytes(),
     ];
     let mut payload = [0; PAYLOAD];
     payload.copy_from_slice(&parts.concat());
@@ -293,13 +311,6 @@ fn split(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 
 fn length(count: usize) -> io::Result<u32> {
     u32::try_from(count).map_err(|_| Errno::OVERFLOW.into())
-}
-
-/// FNV-1a: against a memfd that is not what was sent, not against malice.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {

@@ -170,8 +170,10 @@ fn the_bundles_of_an_earlier_life_go_when_all_is_in_new_ones() {
     drop((mirror, held));
 
     let old = store.claim();
-    let names: Vec<String> = old.iter().map(|old| old.name.clone()).collect();
-    let life = names.iter().filter_map(|name| bundle::life_of(name)).max().unwrap() + 1;
+    let names = old.names.clone();
+    let life =
+        names.iter().filter_map(|name| bundle::parse(name)).map(|(life, _)| life).max().unwrap()
+            + 1;
     let mirror = Mirror::start(store.clone(), encode, life, PLENTY).unwrap();
     let held: Vec<_> = store.read_back().into_iter().map(|(id, fd)| put(&mirror, id, fd)).collect();
     mirror.retire(old);
@@ -308,9 +310,9 @@ fn no_room_alone() {
 
 #[test]
 fn a_bundle_s_name_tells_its_life() {
-    assert_eq!(bundle::life_of(&bundle::name(7, BundleId(12))), Some(7));
-    assert_eq!(bundle::life_of("varlink"), None);
-    assert_eq!(bundle::life_of("fdstash.7.x"), None);
+    assert_eq!(bundle::parse(&bundle::name(7, BundleId(12))), Some((7, 12)));
+    assert_eq!(bundle::parse("varlink"), None);
+    assert_eq!(bundle::parse("fdstash.7.x"), None);
 }
 
 #[test]
@@ -349,7 +351,7 @@ fn measure() {
 
     let began = Instant::now();
     let mut found = Vec::new();
-    let receivers: Vec<OwnedFd> = store.claim().into_iter().map(|old| old.receiver).collect();
+    let receivers: Vec<OwnedFd> = store.claim().ends;
     assert_eq!(bundle::read_back(&receivers, |_, fd| found.push(fd)), []);
     println!("to read {} back: {:?}", found.len(), began.elapsed());
 }
@@ -381,6 +383,8 @@ impl Store for FakeStore {
     fn barrier(&mut self, _: Duration) -> io::Result<()> {
         Ok(())
     }
+
+    fn retired(&mut self) {}
 }
 
 impl FakeStore {
@@ -393,16 +397,16 @@ impl FakeStore {
     }
 
     /// What a new process is started with.
-    fn claim(&self) -> Vec<Old> {
+    fn claim(&self) -> Old {
         let kept = self.0.lock().unwrap();
-        let claimed = kept.bundles.iter();
-        claimed.map(|(name, fd)| Old { name: name.clone(), receiver: dup(fd).unwrap() }).collect()
+        let names = kept.bundles.keys().cloned().collect();
+        Old { names, ends: kept.bundles.values().map(|fd| dup(fd).unwrap()).collect() }
     }
 
     /// What is in the store, each entry once, in the order of their ids.
     fn read_back(&self) -> Vec<(u64, OwnedFd)> {
         let mut found = BTreeMap::new();
-        let receivers: Vec<OwnedFd> = self.claim().into_iter().map(|old| old.receiver).collect();
+        let receivers: Vec<OwnedFd> = self.claim().ends;
         let unread = bundle::read_back(&receivers, |record, fd| {
             let id: [u8; 8] = record[..8].try_into().unwrap();
             found.insert(u64::from_le_bytes(id), fd);

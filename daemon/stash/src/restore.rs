@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use fdstash_proto::Keeper;
+use fdstash_proto::{Keeper, Name};
 
 use crate::{
     Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Kept, Limits,
@@ -25,6 +25,8 @@ pub struct Replay {
     /// The last of each connection.
     done: Vec<Done>,
     carried: Vec<Carried>,
+    /// What was kept elsewhere.
+    adopted: BTreeMap<Name, EntryId>,
 }
 
 impl Replay {
@@ -49,6 +51,30 @@ impl Replay {
             }
             Line::Handover(carried) => self.carried = carried,
         }
+    }
+
+    /// Whether there never was a journal.
+    #[must_use]
+    pub fn is_the_first(&self) -> bool {
+        self.begin.is_none() && self.entries.is_empty()
+    }
+
+    /// Takes in an entry that was kept elsewhere. Whether it is one that is not here yet; of several
+    /// under one name the one that came last stays.
+    pub fn adopt(&mut self, kept: Kept<Number>) -> bool {
+        let Details { id, revision, ref name, .. } = *kept.details;
+        let begin = self.begin.get_or_insert_default();
+        begin.last_entry = begin.last_entry.max(id.0);
+        begin.revision = begin.revision.max(revision);
+        let other = self.adopted.get(name).copied();
+        if other.is_some_and(|other| other >= id) {
+            return false;
+        }
+        if let Some(other) = self.adopted.insert(name.clone(), id) {
+            self.entries.remove(&other);
+        }
+        self.entries.insert(id, kept);
+        true
     }
 
     /// Forgets the connections that were to go on: the daemon that had them has died with them.
@@ -104,6 +130,11 @@ impl<F> Stash<F> {
         }
         replay.done.into_iter().for_each(|done| stash.remember(done));
         (stash, effects)
+    }
+
+    /// Says what keeps the descriptors across a crash.
+    pub fn set_keeper(&mut self, keeper: Keeper) {
+        self.keeper = keeper;
     }
 
     /// Admits a connection that goes on with what it was doing, however many there are: it had its

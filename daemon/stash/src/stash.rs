@@ -295,6 +295,7 @@ impl<F> Stash<F> {
             reopened: counts.reopened,
             expired: counts.expired,
             refused: counts.refused,
+            mirror: None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use fdstash::{Info, Keeper, Statistics};
+use fdstash::{Info, Keeper, Mirror, Statistics};
 
 use crate::{Door, words::plain};
 
@@ -37,6 +37,9 @@ impl Status {
         for (what, value) in lines(&info, &statistics) {
             writeln!(out, "{what:<12}  {value}")?;
         }
+        if let Some(mirror) = &statistics.mirror {
+            writeln!(out, "{:<12}  {}", "with systemd", store(mirror))?;
+        }
         writeln!(out, "{:<12}  {}", "socket", client.socket().display())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -46,8 +49,8 @@ fn lines(info: &Info, figures: &Statistics) -> [(&'static str, String); 7] {
     let Statistics { entries, max_entries, connections, transactions, .. } = figures;
     let Statistics { given, taken, copied, closed, reopened, expired, refused, .. } = figures;
     let survives = match figures.keeper {
-        Keeper::Process => "a crash of the daemon",
-        Keeper::ProcessAndSystemd => "a crash and a restart of the daemon",
+        Keeper::Process => "a crash and an upgrade of the daemon, and end when it does",
+        Keeper::ProcessAndSystemd => "a crash, an upgrade and a restart of the daemon",
         Keeper::Nobody => "nothing: it ends with the daemon",
     };
     [
@@ -64,4 +67,14 @@ fn lines(info: &Info, figures: &Statistics) -> [(&'static str, String); 7] {
         ),
         ("refused", format!("{refused} calls")),
     ]
+}
+
+/// What systemd's store has.
+fn store(mirror: &Mirror) -> String {
+    let Mirror { bundles, entries, waiting, behind_usec, .. } = mirror;
+    let behind = match waiting {
+        0 => "all there is".to_owned(),
+        _ => format!("{waiting} changes behind, by {} ms", behind_usec / 1000),
+    };
+    format!("{entries} entries in {bundles} bundles, {behind}")
 }

@@ -122,6 +122,7 @@ impl Model {
             reopened: 0,
             expired: 0,
             refused: 0,
+            mirror: None,
         };
         Self {
             limits,
