@@ -203,10 +203,12 @@ impl Baton {
                 Ok(None) => break,
                 Ok(Some(Event::Look)) if heart.wish() == Wish::Drain => {}
                 Ok(Some(Event::Upgrade)) => {}
+                Ok(Some(Event::KeeperHangs)) => keeper.kill(),
                 Ok(Some(Event::Look | Event::KeeperGone | Event::End)) => break,
                 Err(_) => {
-                    tracing::error!("the next version does not take over, ending it");
-                    keeper.kill().await;
+                    tracing::error!("the next version does not take over");
+                    keeper.kill();
+                    let _ = timeout(TAKE_OVER, keeper.gone()).await;
                     break;
                 }
             }
@@ -310,11 +312,11 @@ impl Keeper {
         }
     }
 
-    /// Ends it, and waits until it has.
-    async fn kill(&mut self) {
+    /// Ends it, since it hangs.
+    pub(crate) fn kill(&self) {
         if !self.is_gone {
+            tracing::error!(pid = self.pid(), "the keeper hangs, ending it");
             let _ = kill_process(self.pid, Signal::KILL);
-            let _ = timeout(TAKE_OVER, self.gone()).await;
         }
     }
 

@@ -30,6 +30,31 @@ pub(crate) enum Wish {
     Drain,
 }
 
+/// Tells from beats that are looked at once a second whether somebody hangs.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    beats: u64,
+    /// For how many looks there was no beat.
+    silent: u32,
+}
+
+impl Pulse {
+    /// How many looks without a beat say that it hangs. Counted and not measured, so that a machine
+    /// that slept finds everybody alive.
+    const SILENCE: u32 = 10;
+
+    /// Looks; tells whether it hangs, once for each time.
+    pub(crate) fn hangs(&mut self, beats: u64) -> bool {
+        self.silent = if beats == self.beats { self.silent + 1 } else { 0 };
+        self.beats = beats;
+        if self.silent < Self::SILENCE {
+            return false;
+        }
+        self.silent = 0;
+        true
+    }
+}
+
 /// Shared with every process that is cloned from this one. A copy is the same heart.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heart(&'static Shared);
@@ -37,6 +62,7 @@ pub(crate) struct Heart(&'static Shared);
 #[derive(Debug, Default)]
 struct Shared {
     beats: AtomicU64,
+    keeper_beats: AtomicU64,
     state: AtomicU32,
     wish: AtomicU32,
     has_answered: AtomicBool,
@@ -83,6 +109,16 @@ impl Heart {
     /// How often it has said so.
     pub(crate) fn beats(self) -> u64 {
         self.0.beats.load(SeqCst)
+    }
+
+    /// Says that the keeper is alive.
+    pub(crate) fn keeper_beats(self) {
+        self.0.keeper_beats.fetch_add(1, SeqCst);
+    }
+
+    /// How often it has said so.
+    pub(crate) fn beats_of_keeper(self) -> u64 {
+        self.0.keeper_beats.load(SeqCst)
     }
 
     /// Says that a call was answered.

@@ -15,7 +15,7 @@ use std::{io, os::fd::OwnedFd};
 use fdstash_stash::{Line, Unreadable};
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create},
-    io::{pread, pwrite},
+    io::{Errno, pread, pwrite},
 };
 
 use crate::steps::step;
@@ -59,9 +59,19 @@ pub(crate) struct Journal {
 ///
 /// If there are no descriptors or no memory for them.
 pub(crate) fn create() -> io::Result<Files> {
-    let one = memfd_create("fdstash-journal", MemfdFlags::CLOEXEC)?;
-    let other = memfd_create("fdstash-journal", MemfdFlags::CLOEXEC)?;
-    Ok([one, other])
+    Ok([memory("fdstash-journal")?, memory("fdstash-journal")?])
+}
+
+/// Makes a file in memory, which nobody can execute, where the kernel knows how to say so (6.3).
+///
+/// # Errors
+///
+/// The kernel's.
+pub(crate) fn memory(name: &str) -> Result<OwnedFd, Errno> {
+    match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, MemfdFlags::CLOEXEC),
+        outcome => outcome,
+    }
 }
 
 /// What a journal says, as far as it is whole.

@@ -20,16 +20,12 @@ use std::{
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use crate::{
-    heart::{Heart, State, Wish},
+    heart::{Heart, Pulse, State, Wish},
     lasting::{self, Lasting},
     listen::Place,
     process,
     systemd::Notify,
 };
-
-/// How long a server may be silent before it is replaced: so many looks, a second apart. Counted and
-/// not measured, so that a machine that slept finds its server alive.
-pub(crate) const SILENCE: u32 = 10;
 
 /// Between two looks at the server.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,8 +63,7 @@ pub(crate) struct Keeper<'a> {
     /// How many servers have died one after the other without having answered a call.
     failures: u32,
     next_start: Instant,
-    /// How often the server had beaten when it was looked at, and since how many looks.
-    seen: (u64, u32),
+    pulse: Pulse,
     next_look: Instant,
     upgrade: Upgrade,
 }
@@ -113,7 +108,7 @@ impl<'a> Keeper<'a> {
             is_ending: false,
             failures: 0,
             next_start: now,
-            seen: (0, 0),
+            pulse: Pulse::default(),
             next_look: now + LOOK,
             upgrade: Upgrade::None,
         })
@@ -122,6 +117,7 @@ impl<'a> Keeper<'a> {
     /// Keeps, until the daemon ends; gives its exit code.
     pub(crate) fn run(mut self) -> u8 {
         loop {
+            self.heart.keeper_beats();
             if self.server.is_none() && Instant::now() >= self.next_start {
                 self.start();
             }
@@ -162,7 +158,7 @@ impl<'a> Keeper<'a> {
         match process::clone() {
             Ok(Some(server)) => {
                 self.server = Some(server);
-                self.seen = (self.heart.beats(), 0);
+                self.pulse = Pulse::default();
             }
             Ok(None) => {
                 process::unblock_signals();
@@ -225,13 +221,11 @@ impl<'a> Keeper<'a> {
             return;
         }
         self.next_look = Instant::now() + LOOK;
-        let beats = self.heart.beats();
-        let (before, silent) = self.seen;
-        self.seen = if beats == before { (before, silent + 1) } else { (beats, 0) };
-        let Some(server) = self.server.filter(|_| self.seen.1 >= SILENCE) else { return };
-        tracing::error!(pid = server.as_raw_pid(), "the server hangs, replacing it");
-        self.seen.1 = 0;
-        signal(server, Signal::KILL);
+        let Some(server) = self.server else { return };
+        if self.pulse.hangs(self.heart.beats()) {
+            tracing::error!(pid = server.as_raw_pid(), "the server hangs, replacing it");
+            signal(server, Signal::KILL);
+        }
     }
 
     fn end(&mut self) {

@@ -9,6 +9,7 @@ use tokio::{
     runtime::{Builder, Handle, LocalOptions},
     signal::unix::{Signal, SignalKind, signal},
     task::{JoinHandle, spawn_local},
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     closer::Closer,
     door::Door,
     handover,
-    heart::{Heart, State, Wish},
+    heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
     restore::{Restored, left_open, restore},
@@ -65,7 +66,7 @@ async fn serve(
     start: Start,
     restored: Restored,
 ) -> Result<()> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(heart)?;
     let mut keeper = handover::Keeper::find()?;
     if start == Start::TakeOver {
         keeper.take_over(lasting)?;
@@ -75,13 +76,7 @@ async fn serve(
     let manager = lasting.manager.as_ref();
     let (status, reporting) = Status::new(lasting.manager.clone());
     let (daemon, received) = Daemon::new(lasting, config, heart, restored, status)?;
-    let _beating = spawn_local(async move {
-        let mut second = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            second.tick().await;
-            heart.beat();
-        }
-    });
+    spawn_local(beat(heart));
     Daemon::listen_to_itself(&daemon, received);
     tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
     let mut door = Open::door(lasting, &daemon)?;
@@ -102,6 +97,7 @@ async fn serve(
             Event::Look => systemd::ready(manager).await,
             Event::Upgrade => keeper.ask_for_upgrade(),
             Event::KeeperGone => keeper.replace(lasting, heart).await,
+            Event::KeeperHangs => keeper.kill(),
         }
     }
     reporting.abort();
@@ -116,6 +112,15 @@ async fn serve(
     write_out(&daemon.borrow());
     heart.set_state(State::Ended);
     Ok(())
+}
+
+/// Tells the keeper every second that the loop turns.
+async fn beat(heart: Heart) {
+    let mut second = interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        heart.beat();
+    }
 }
 
 /// Sends everybody away, when what they have asked is answered.
@@ -170,6 +175,7 @@ pub(crate) struct Signals {
     interrupt: Signal,
     look: Signal,
     hang_up: Signal,
+    look_at_keeper: LookAtKeeper,
     /// Whether it has been asked to end.
     pub(crate) has_ended: bool,
 }
@@ -185,16 +191,19 @@ pub(crate) enum Event {
     Upgrade,
     /// The keeper has died.
     KeeperGone,
+    /// The keeper does nothing any more. What it holds it holds, but it would start no other server.
+    KeeperHangs,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    fn new(heart: Heart) -> Result<Self> {
         let on = |kind| signal(kind).context("waiting for signals");
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             look: on(SignalKind::user_defined1())?,
             hang_up: on(SignalKind::hangup())?,
+            look_at_keeper: LookAtKeeper::new(heart),
             has_ended: false,
         })
     }
@@ -215,6 +224,32 @@ impl Signals {
             _ = self.look.recv() => Event::Look,
             _ = self.hang_up.recv() => Event::Upgrade,
             () = keeper.gone() => Event::KeeperGone,
+            () = self.look_at_keeper.until_it_hangs() => Event::KeeperHangs,
+        }
+    }
+}
+
+/// Looks at the keeper once a second.
+struct LookAtKeeper {
+    heart: Heart,
+    pulse: Pulse,
+    second: Interval,
+}
+
+impl LookAtKeeper {
+    fn new(heart: Heart) -> Self {
+        let mut second = interval(Duration::from_secs(1));
+        // Looks that were missed, since this loop did not turn, say nothing of the keeper.
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { heart, pulse: Pulse::default(), second }
+    }
+
+    async fn until_it_hangs(&mut self) {
+        loop {
+            self.second.tick().await;
+            if self.pulse.hangs(self.heart.beats_of_keeper()) {
+                return;
+            }
         }
     }
 }

@@ -16,8 +16,7 @@ use rustix::{
 };
 
 use crate::{
-    heart::{Heart, State},
-    keeper::SILENCE,
+    heart::{Heart, Pulse, State},
     process,
 };
 
@@ -60,8 +59,9 @@ pub(crate) fn make(heart: Heart, kept: (OsString, OsString), end: u64) -> io::Re
 /// Keeps until the server has died. Here, and in what is called from here, nothing allocates and
 /// nothing locks.
 fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
-    let (mut beats, mut silent) = (heart.beats(), 0);
+    let mut pulse = Pulse::default();
     loop {
+        heart.keeper_beats();
         let mut ask = [PollFd::new(server, PollFlags::IN)];
         if let Ok(1..) = poll(&mut ask, Some(&LOOK)) {
             if heart.state() == State::Ended {
@@ -72,10 +72,7 @@ fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
             let _ = poll(&mut [], Some(&LOOK));
             continue;
         }
-        silent = if heart.beats() == beats { silent + 1 } else { 0 };
-        beats = heart.beats();
-        if silent >= SILENCE {
-            silent = 0;
+        if pulse.hangs(heart.beats()) {
             let _ = pidfd_send_signal(server, Signal::KILL);
         }
     }

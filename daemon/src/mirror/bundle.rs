@@ -15,7 +15,7 @@ use std::{
 
 use fdstash_stash::mirror::{BundleId, MESSAGE_ENTRIES};
 use rustix::{
-    fs::{MemfdFlags, fstat, memfd_create},
+    fs::fstat,
     io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -24,7 +24,7 @@ use rustix::{
     },
 };
 
-use crate::inherited::set_survives_exec;
+use crate::{inherited::set_survives_exec, journal::memory};
 
 /// What every message begins with: whose it is, and how it is to be read.
 const MAGIC: [u8; 8] = *b"fdstash1";
@@ -131,7 +131,7 @@ impl Bundle {
     pub(crate) fn append(&self, records: &[Vec<u8>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = join(records)?;
         // In a memfd, since what stands in the message itself fills the socket's buffer.
-        let memfd = memfd_create("fdstash-records", MemfdFlags::CLOEXEC)?;
+        let memfd = memory("fdstash-records")?;
         write_all(memfd.as_fd(), &bytes)?;
         let all: Vec<BorrowedFd<'_>> = [memfd.as_fd()].into_iter().chain(fds.to_vec()).collect();
         let payload = payload(fds.len(), &bytes)?;
