@@ -7,16 +7,18 @@ use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use fdstash::{Access, Gift, Reopening, blocking::Client};
+use fdstash::{Access, Gift, Mirror, Reopening, blocking::Client};
 use kit::{
     SOON, Systemd, User, file, gift, identity, install, name, names, only, pattern,
     raise_open_files, skipped, uninstall, wait_until,
 };
 use rustix::{
     fs::{Mode, OFlags},
+    io::Errno,
+    pipe::PipeFlags,
     process::{Gid, Uid},
 };
 
@@ -387,6 +389,56 @@ fn ten_thousand_entries_do_not_hold_up_systemd_and_all_come_back() {
     assert_eq!(systemd.client().list(&pattern("many/*")).unwrap().len(), 10_000);
 }
 
+#[test]
+fn what_the_store_has_no_room_for_is_told_and_what_has_room_comes_back() {
+    let Some(systemd) = running() else { return };
+    with(&systemd, "FileDescriptorStoreMax=1\\nEnvironment=FDSTORE=1");
+    let mut client = systemd.client();
+    let all: Vec<String> = (0..3000).map(|number| format!("many/{number}")).collect();
+    for some in all.chunks(200) {
+        let open = |name: &String| gift(name, File::open("/dev/null").unwrap());
+        client.give(&some.iter().map(open).collect::<Vec<_>>()).unwrap();
+    }
+
+    wait_until(SOON, || mirror(&mut client).entries > 900);
+
+    let told = mirror(&mut client);
+    assert_eq!(told.bundles, 1);
+    assert_eq!(told.entries + told.waiting, 3000);
+    assert!(told.behind_usec > 0);
+    let log = "journalctl --quiet --unit fdstashd.service | grep -q 'cannot mirror everything'";
+    wait_until(SOON, || systemd.run(log).status.success());
+    let most: Vec<_> = all[100..].iter().map(|text| name(text)).collect();
+    client.close(&most).unwrap();
+    wait_until(SOON, || mirror(&mut client).waiting == 0);
+    systemd.works(KILL);
+    assert_eq!(systemd.client().list(&pattern("many/*")).unwrap().len(), 100);
+}
+
+#[test]
+fn what_is_closed_is_soon_closed_in_the_store_and_systemd_is_told_nothing() {
+    let Some(systemd) = running() else { return };
+    let mut client = systemd.client();
+    let (longest, puts) = (0..20).fold((Duration::ZERO, 0), |(longest, _), _| {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        client.give(&[gift("pipe", reader)]).unwrap();
+        wait_until(SOON, || mirror(&mut client).waiting == 0);
+
+        let began = Instant::now();
+        client.close(&names(["pipe"])).unwrap();
+        // Nobody has the other end any more.
+        wait_until(SOON, || rustix::io::write(&writer, b"x") == Err(Errno::PIPE));
+
+        (longest.max(began.elapsed()), mirror(&mut client).puts)
+    });
+    println!("what was closed was so in systemd's store after {longest:?} at most");
+    assert!(puts <= 3, "20 entries came and went, and systemd was told {puts} times");
+}
+
+fn mirror(client: &mut Client) -> Mirror {
+    client.statistics().unwrap().mirror.expect("there is a store")
+}
+
 /// Kills every process of the service, at a moment when systemd's store is not behind, and returns when
 /// systemd has seen it.
 const KILL: &str = "until fdstash status --json | grep --quiet '\"waiting\":0'; do sleep 0.01; done; \
@@ -404,7 +456,7 @@ fn one_of_each() -> std::io::Result<[OwnedFd; 7]> {
     let same = file.try_clone()?;
     let path = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let (hung_up, _) = UnixStream::pair()?;
-    let (pipe, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (pipe, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::write(writer, b"unread")?;
     let memfd = rustix::fs::memfd_create("memfd", rustix::fs::MemfdFlags::CLOEXEC)?;
     let socket = std::os::unix::net::UnixDatagram::unbound()?;
