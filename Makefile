@@ -5,7 +5,7 @@ CARGO ?= cargo
 # For clippy and rustfmt, which are no part of every Rust.
 LINTS = cargo-clippy cargo-fmt
 
-.PHONY: all demo test lint unit install uninstall clean
+.PHONY: all demo test lint unit bench install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -35,6 +35,12 @@ lint:
 unit:
 	$(CARGO) build --workspace --bins --examples
 	$(CARGO) test --workspace
+
+# Measures on this machine, beside the kernel's own cost in the same run.
+bench:
+	@tests/need cc cargo
+	$(CARGO) build --workspace --release
+	$(CARGO) bench --package fdstash-tests
 
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
 PREFIX ?= /usr/local
