@@ -30,6 +30,9 @@ use crate::{
 /// Between two looks at the server.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How many looks a server that was killed has until it is held for dead.
+const LAST_BREATHS: u32 = 2;
+
 /// Between two looks at the server in an upgrade.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -64,6 +67,8 @@ pub(crate) struct Keeper<'a> {
     failures: u32,
     next_start: Instant,
     pulse: Pulse,
+    /// For how many looks the server has been dead to us and not to the kernel.
+    dying: Option<u32>,
     next_look: Instant,
     upgrade: Upgrade,
 }
@@ -109,6 +114,7 @@ impl<'a> Keeper<'a> {
             failures: 0,
             next_start: now,
             pulse: Pulse::default(),
+            dying: None,
             next_look: now + LOOK,
             upgrade: Upgrade::None,
         })
@@ -136,7 +142,9 @@ impl<'a> Keeper<'a> {
                 return 0;
             }
             self.go_on_with_upgrade();
-            self.look();
+            if let Some(code) = self.look() {
+                return code;
+            }
         }
     }
 
@@ -159,6 +167,7 @@ impl<'a> Keeper<'a> {
             Ok(Some(server)) => {
                 self.server = Some(server);
                 self.pulse = Pulse::default();
+                self.dying = None;
             }
             Ok(None) => {
                 process::unblock_signals();
@@ -184,10 +193,21 @@ impl<'a> Keeper<'a> {
             }
             return None;
         }
+        let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
+        match status.terminating_signal() {
+            Some(signal) => tracing::error!(signal, "the server was killed"),
+            None if code != Some(0) => tracing::error!(code, "the server has failed"),
+            None => {}
+        }
+        self.go_on_without(code)
+    }
+
+    /// Sees to what is to be done without the server that there was. The exit code, if the daemon ends
+    /// with it.
+    fn go_on_without(&mut self, code: Option<u8>) -> Option<u8> {
         self.server = None;
         let state = self.heart.state();
         self.has_served |= state != State::Starting;
-        let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
         if state == State::Ended || self.is_ending {
             return Some(code.unwrap_or(1));
         }
@@ -198,10 +218,6 @@ impl<'a> Keeper<'a> {
         }
         if state != State::Starting {
             self.start = Start::Serve;
-        }
-        match status.terminating_signal() {
-            Some(signal) => tracing::error!(signal, "the server was killed, starting the next"),
-            None => tracing::error!(code, "the server has failed, starting the next"),
         }
         self.pause();
         None
@@ -215,17 +231,32 @@ impl<'a> Keeper<'a> {
         self.next_start = Instant::now() + pause.min(LONGEST_PAUSE);
     }
 
-    /// Looks whether the server is alive, once a second.
-    fn look(&mut self) {
+    /// Looks whether the server is alive, once a second. The exit code, if the daemon ends.
+    fn look(&mut self) -> Option<u8> {
         if Instant::now() < self.next_look {
-            return;
+            return None;
         }
         self.next_look = Instant::now() + LOOK;
-        let Some(server) = self.server else { return };
+        let server = self.server?;
+        if let Some(looks) = &mut self.dying {
+            *looks += 1;
+            if *looks < LAST_BREATHS {
+                return None;
+            }
+            // One of its threads waits in the kernel, for a file server that is dead, say, and cannot be
+            // woken. It will do nothing any more but wait; so nobody needs to wait for it.
+            tracing::error!(
+                pid = server.as_raw_pid(),
+                "the server cannot die, going on without it"
+            );
+            return self.go_on_without(None);
+        }
         if self.pulse.hangs(self.heart.beats()) {
             tracing::error!(pid = server.as_raw_pid(), "the server hangs, replacing it");
             signal(server, Signal::KILL);
+            self.dying = Some(0);
         }
+        None
     }
 
     fn end(&mut self) {

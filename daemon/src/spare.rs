@@ -64,16 +64,14 @@ fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
         heart.keeper_beats();
         let mut ask = [PollFd::new(server, PollFlags::IN)];
         if let Ok(1..) = poll(&mut ask, Some(&LOOK)) {
-            if heart.state() == State::Ended {
-                exit();
-            }
-            next.exec();
-            // It failed, for lack of memory, say: what is kept is kept, and tried again.
-            let _ = poll(&mut [], Some(&LOOK));
+            next.go_on(heart);
             continue;
         }
         if pulse.hangs(heart.beats()) {
             let _ = pidfd_send_signal(server, Signal::KILL);
+            let _ = poll(&mut [PollFd::new(server, PollFlags::IN)], Some(&LOOK));
+            // One of its threads may wait in the kernel and not be woken: it will do nothing any more.
+            next.go_on(heart);
         }
     }
 }
@@ -87,6 +85,17 @@ impl Next {
         let program = CString::from(c"/proc/self/exe");
         let end = libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX);
         Ok(Self { program, args, variables, argv, envp, end })
+    }
+
+    /// Goes on without the server that there was: ends, if that had ended as it was asked to, and
+    /// otherwise becomes the program. Returns only if that fails, for lack of memory, say: what is kept
+    /// is kept, and it is to be tried again.
+    fn go_on(&self, heart: Heart) {
+        if heart.state() == State::Ended {
+            exit();
+        }
+        self.exec();
+        let _ = poll(&mut [], Some(&LOOK));
     }
 
     /// Becomes the program, with all that is open. Returns only if that fails.
