@@ -120,6 +120,7 @@ impl Daemon {
             let (closed, connections) = (unknown.len(), connections.len());
             tracing::info!(back, missing, closed, connections, "came back to what was kept");
         }
+        daemon.borrow_mut().perform(effects);
         for connected in connections {
             Connection::resume(&daemon, connected);
         }
@@ -127,6 +128,7 @@ impl Daemon {
         for fd in unknown {
             borrowed.closer.close(fd);
         }
+        let effects = borrowed.stash.go_without(clock::now());
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);
         drop(borrowed);
