@@ -112,7 +112,8 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     let news = Rc::clone(&daemon.borrow().pause.news);
     let all_rest = || {
         let daemon = daemon.borrow();
-        daemon.pause.resting.len() == daemon.seats.len()
+        let rests = |id| daemon.pause.resting.contains_key(id);
+        daemon.seats.iter().all(|(id, seat)| rests(id) && seat.is_quiet())
     };
     let rest = |until: Instant| {
         let news = Rc::clone(&news);
@@ -133,8 +134,8 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     if !cut.is_empty() {
         tracing::warn!(connections = cut.len(), "hanging up on those who do not come to an end");
         cut.iter().for_each(|seat| seat.cut());
-        rest(Instant::now() + CUT).await;
     }
+    rest(Instant::now() + CUT).await;
 }
 
 /// Writes down who goes on, and leaves everything open that the next server needs.
@@ -142,9 +143,10 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     daemon.pause.is_still = true;
     let mut carried = Vec::new();
     for (id, doing) in daemon.stash.carry() {
-        let Some(Rest { socket, mode, lost, bytes, fds }) = daemon.pause.resting.remove(&id) else {
-            continue;
-        };
+        // Who was told something since it rests, would never hear of it.
+        let is_quiet = daemon.seats.get(&id).is_some_and(|seat| seat.is_quiet());
+        let rest = daemon.pause.resting.remove(&id).filter(|_| is_quiet);
+        let Some(Rest { socket, mode, lost, bytes, fds }) = rest else { continue };
         carried.push(Carried { id, number: socket, mode, doing, lost, bytes, fds });
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
