@@ -278,8 +278,9 @@ impl Daemon {
                 return self.stash.misunderstood(by, Refusal::NotDurable { reason });
             }
         };
-        // All that can fail comes before all that changes.
-        let needed = self.stash.weight().promised + self.stash.weight_of(&call);
+        // All that can fail comes before all that changes. For what adds nothing, there is room.
+        let added = self.stash.weight_of(&call);
+        let needed = if added > 0 { self.stash.weight().promised + added } else { 0 };
         if let Err(error) = self.journal.make_room(needed) {
             tracing::error!(%error, "there is no memory for the journal");
             let reason = format!("there is no memory to write it down: {error}");
