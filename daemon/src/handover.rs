@@ -50,6 +50,9 @@ const CUT: Duration = Duration::from_secs(1);
 /// How long the next server may take to take over.
 const TAKE_OVER: Duration = Duration::from_secs(20);
 
+/// Room for a line of a few numbers, and for the frame of a line.
+const SMALL: usize = 64;
+
 /// How long to wait with making another keeper, after that has failed.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -155,10 +158,13 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     for kept in daemon.stash.kept() {
         set_survives_exec(&*kept.fd, true)?;
     }
+    let begin = daemon.stash.begin_journal();
     let mut line = Vec::new();
     write_handover(&carried, &mut line);
     step("before a handover");
-    daemon.journal.make_room(line.len() + daemon.stash.weight().promised)?;
+    daemon.journal.make_room(2 * SMALL + line.len() + daemon.stash.weight().promised)?;
+    // Numbers of connections that have left no other trace are not used again either.
+    daemon.journal.append(|bytes| begin.write(bytes))?;
     daemon.journal.append(|bytes| bytes.extend_from_slice(&line))?;
     Ok(Baton { ours: polled(ours)?, theirs })
 }
