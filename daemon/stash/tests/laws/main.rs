@@ -14,6 +14,7 @@ mod numbers;
 mod repeats;
 mod token;
 mod trace;
+mod weights;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
