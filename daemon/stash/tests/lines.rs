@@ -211,7 +211,7 @@ fn the_record() -> Record<Number> {
         done: Some(Done {
             by: ConnectionId(9),
             uid: 1000,
-            ticket: Ticket::new("7f3a.12").unwrap(),
+            ticket: Ticket::new("7f3a.12").expect("as it should be"),
             replaced: vec![name("vm7/disk0"), name("log")],
             until_boot_usec: 60_000_001,
         }),
@@ -233,7 +233,7 @@ fn the_carried() -> Vec<Carried> {
     };
     vec![
         Carried { bytes: vec![], fds: vec![], ..one(1, Mode::Once, Doing::Nothing) },
-        one(2, Mode::More, Doing::Watching(Pattern::new("vm7/*").unwrap())),
+        one(2, Mode::More, Doing::Watching(Pattern::new("vm7/*").expect("as it should be"))),
         one(3, Mode::Once, waiting(Taking::Move)),
         one(4, Mode::Oneway, waiting(Taking::Copy)),
         one(500, Mode::Once, waiting(Taking::Fresh)),
@@ -295,7 +295,7 @@ fn kept(number: Number, details: Details) -> Kept<Number> {
 }
 
 fn name(text: &str) -> Name {
-    Name::new(text).unwrap()
+    Name::new(text).expect("as it should be")
 }
 
 fn line(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -310,6 +310,9 @@ fn hex_of(bytes: &[u8]) -> String {
 
 fn bytes_of(hex: &str) -> Vec<u8> {
     let digits = hex.as_bytes().chunks(2);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let byte = |pair: &[u8]| {
+        u8::from_str_radix(std::str::from_utf8(pair).expect("as it should be"), 16)
+            .expect("as it should be")
+    };
     digits.map(byte).collect()
 }

@@ -89,9 +89,9 @@ pub(crate) fn kept(stash: &Stash<u64>) -> Vec<(u64, Details)> {
 
 /// What is polled.
 pub(crate) fn polled(effects: &Effects<u64>) -> Vec<u64> {
-    let polled = effects.iter().map(|effect| match effect {
-        Effect::Poll(_, fd) => **fd,
-        other => panic!("a restored stash wants {other:?}"),
+    let polled = effects.iter().map(|effect| {
+        let Effect::Poll(_, fd) = effect else { panic!("a restored stash wants {effect:?}") };
+        **fd
     });
     let mut polled: Vec<_> = polled.collect();
     polled.sort_unstable();

@@ -86,9 +86,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let name = || {
         sample::select(vec!["a", "b", "c", "d"])
-            .prop_map(|text| Name::new(&text.repeat(255)).unwrap())
+            .prop_map(|text| Name::new(&text.repeat(255)).expect("as it should be"))
     };
-    let ticket = || (0u32..8).prop_map(|at| Ticket::new(&format!("{at:0>64}")).unwrap());
+    let ticket =
+        || (0u32..8).prop_map(|at| Ticket::new(&format!("{at:0>64}")).expect("as it should be"));
     let which = || 0usize..4;
     prop_oneof![
         20 => (which(), proto::call(name, ticket)).prop_map(|(by, call)| Step::Call(by, call)),
