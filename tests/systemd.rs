@@ -436,7 +436,7 @@ fn what_is_closed_is_soon_closed_in_the_store_and_systemd_is_told_nothing() {
 }
 
 fn mirror(client: &mut Client) -> Mirror {
-    client.statistics().unwrap().mirror.expect("there is a store")
+    client.statistics().expect("it answers").mirror.expect("there is a store")
 }
 
 /// Kills every process of the service, at a moment when systemd's store is not behind, and returns when

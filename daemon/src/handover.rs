@@ -51,6 +51,9 @@ const CUT: Duration = Duration::from_secs(1);
 /// How long the next server may take to take over.
 const TAKE_OVER: Duration = Duration::from_secs(20);
 
+/// Room for a line of a few numbers, and for the frame of a line.
+const SMALL: usize = 64;
+
 /// How long to wait with making another keeper, after that has failed.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -113,7 +116,8 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     let news = Rc::clone(&daemon.borrow().pause.news);
     let all_rest = || {
         let daemon = daemon.borrow();
-        daemon.pause.resting.len() == daemon.seats.len()
+        let rests = |id| daemon.pause.resting.contains_key(id);
+        daemon.seats.iter().all(|(id, seat)| rests(id) && seat.is_quiet())
     };
     let rest = |until: Instant| {
         let news = Rc::clone(&news);
@@ -134,8 +138,8 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     if !cut.is_empty() {
         tracing::warn!(connections = cut.len(), "hanging up on those who do not come to an end");
         cut.iter().for_each(|seat| seat.cut());
-        rest(Instant::now() + CUT).await;
     }
+    rest(Instant::now() + CUT).await;
 }
 
 /// Writes down who goes on, and leaves everything open that the next server needs.
@@ -143,9 +147,10 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     daemon.pause.is_still = true;
     let mut carried = Vec::new();
     for (id, doing) in daemon.stash.carry() {
-        let Some(Rest { socket, mode, lost, bytes, fds }) = daemon.pause.resting.remove(&id) else {
-            continue;
-        };
+        // Who was told something since it rests, would never hear of it.
+        let is_quiet = daemon.seats.get(&id).is_some_and(|seat| seat.is_quiet());
+        let rest = daemon.pause.resting.remove(&id).filter(|_| is_quiet);
+        let Some(Rest { socket, mode, lost, bytes, fds }) = rest else { continue };
         carried.push(Carried { id, number: socket, mode, doing, lost, bytes, fds });
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -154,10 +159,13 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     for kept in daemon.stash.kept() {
         set_survives_exec(&*kept.fd, true)?;
     }
+    let begin = daemon.stash.begin_journal();
     let mut line = Vec::new();
     write_handover(&carried, &mut line);
     step("before a handover");
-    daemon.journal.make_room(line.len() + daemon.stash.weight().promised)?;
+    daemon.journal.make_room(2 * SMALL + line.len() + daemon.stash.weight().promised)?;
+    // Numbers of connections that have left no other trace are not used again either.
+    daemon.journal.append(|bytes| begin.write(bytes))?;
     daemon.journal.append(|bytes| bytes.extend_from_slice(&line))?;
     Ok(Baton { ours: polled(ours)?, theirs })
 }

@@ -50,6 +50,8 @@ pub(crate) struct Journal {
     end: u64,
     /// Up to where the kernel has given memory.
     room: u64,
+    /// From where on writing it anew is tried again, after that has failed.
+    again_at: u64,
     frame: Vec<u8>,
 }
 
@@ -99,7 +101,8 @@ impl Journal {
     /// If its files cannot be read.
     pub(crate) fn open(files: &'static Files) -> io::Result<Self> {
         let frame = Vec::new();
-        let mut journal = Self { files, active: 1, generation: 0, end: 0, room: 0, frame };
+        let mut journal =
+            Self { files, active: 1, generation: 0, end: 0, room: 0, again_at: 0, frame };
         journal.reopen()?;
         Ok(journal)
     }
@@ -155,7 +158,7 @@ impl Journal {
 
     /// Whether it is worth writing anew what is kept.
     pub(crate) fn is_heavy(&self, kept: usize) -> bool {
-        self.end > (2 * kept + SLACK) as u64
+        self.end > self.again_at.max((2 * kept + SLACK) as u64)
     }
 
     /// How many bytes it has.
@@ -192,12 +195,14 @@ impl Journal {
             });
         if let Err(error) = outcome {
             let _ = ftruncate(file, 0);
+            // Where there is no memory, trying again at every call would only cost time.
+            self.again_at = self.end + SLACK as u64;
             return Err(error);
         }
         step("after the head of a rewrite");
         let old = std::mem::replace(&mut self.active, other);
         self.generation += 1;
-        (self.end, self.room) = (end, up_to);
+        (self.end, self.room, self.again_at) = (end, up_to, 0);
         // To make a file shorter takes no memory.
         let _ = ftruncate(&self.files[old], 0);
         step("after a rewrite");
@@ -310,7 +315,11 @@ fn unreadable(error: Unreadable) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use fdstash_stash::Begin;
+    use fdstash_proto::{
+        Access, Call, Clash, Flags, Gift, Keeper, Kind, Labels, Name, Peer, Ticket,
+    };
+    use fdstash_stash::{Begin, Effect, Facts, Inspected, Limits, Now, Stash, Who};
+    use rustix::fs::{SealFlags, fcntl_add_seals};
 
     use super::*;
 
@@ -439,5 +448,162 @@ mod tests {
         let blocks = fstat(&files[journal.active]).unwrap().st_blocks;
         assert!(blocks * 512 >= 1 << 20, "{blocks} blocks");
         assert_eq!(fstat(&files[journal.active]).unwrap().st_size, i64::try_from(HEAD).unwrap());
+    }
+
+    #[test]
+    fn a_rewrite_that_finds_no_room_leaves_it_as_it_was() {
+        let files = files_without_room(1);
+        let mut journal = written_to_first(files, [1, 2]);
+        let before = journal.len();
+
+        for _ in 0..3 {
+            let outcome = journal.rewrite(0, |lines| lines.push(|bytes| begin(9).write(bytes)));
+
+            outcome.unwrap_err();
+            assert_eq!(said(files), [1, 2]);
+            assert_eq!((journal.active, journal.len()), (0, before));
+        }
+
+        journal.append(|bytes| begin(3).write(bytes)).unwrap();
+        assert_eq!(said(files), [1, 2, 3]);
+        let mut again = Journal::open(files).unwrap();
+        again.rewrite(0, |_| {}).unwrap_err();
+        assert_eq!(said(files), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_rewrite_that_has_failed_is_not_tried_at_every_call() {
+        let files = files_without_room(1);
+        let mut journal = written_to_first(files, []);
+        let mut tries = Vec::new();
+
+        while journal.len() < 4 * SLACK as u64 {
+            journal.append(|bytes| begin(1).write(bytes)).unwrap();
+            if journal.is_heavy(0) {
+                tries.push(journal.len());
+                journal.rewrite(0, |_| {}).unwrap_err();
+            }
+        }
+
+        assert_eq!(tries.len(), 3, "{tries:?}");
+    }
+
+    #[test]
+    fn room_that_cannot_be_made_leaves_it_as_it_was() {
+        let files = files_without_room(1);
+        let mut journal = written_to_first(files, [1, 2]);
+        let before = journal.len();
+        fcntl_add_seals(&files[0], SealFlags::GROW).unwrap();
+
+        journal.make_room(1 << 20).unwrap_err();
+
+        assert_eq!((said(files), journal.len()), (vec![1, 2], before));
+        journal.make_room(0).unwrap();
+        journal.append(|bytes| begin(3).write(bytes)).unwrap_err();
+        assert_eq!(said(files), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_written_anew_is_never_more_than_what_was_appended() {
+        for (name, names, label, tickets) in [
+            ("few small entries", 5, 0, false),
+            ("many small entries", 400, 0, false),
+            ("many tickets", 5, 0, true),
+            ("large labels", 40, 4000, true),
+        ] {
+            let files = files();
+            let mut journal = written(files, []);
+            let mut filer = Filer::new(names, label, tickets);
+            let (mut appended, mut anew) = (0, 0);
+
+            for _ in 0..8000 {
+                let before = journal.len();
+                filer.step(&mut journal);
+                appended += journal.len() - before;
+                let kept = filer.stash.weight().kept;
+                if journal.is_heavy(kept) {
+                    filer.rewrite(&mut journal);
+                    anew += journal.len();
+                }
+                assert!(!journal.is_heavy(kept), "{name}: {} bytes for {kept}", journal.len());
+            }
+
+            assert!(appended > 3 * SLACK as u64, "{name}: or there was nothing to see");
+            assert!(anew > 0 && anew <= appended, "{name}: {anew} anew, {appended} appended");
+        }
+    }
+
+    /// A journal's files of which this one cannot grow, once it says something.
+    fn files_without_room(which: usize) -> &'static Files {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let files = [(); 2].map(|()| memfd_create("fdstash-journal", flags).unwrap());
+        fcntl_add_seals(&files[which], SealFlags::GROW).unwrap();
+        Box::leak(Box::new(files))
+    }
+
+    fn written_to_first(files: &'static Files, lines: impl IntoIterator<Item = u64>) -> Journal {
+        let journal = written(files, lines);
+        assert_eq!(journal.active, 0);
+        journal
+    }
+
+    /// Gives and closes without end, and writes it down.
+    struct Filer {
+        stash: Stash<u32>,
+        names: u64,
+        label: usize,
+        tickets: bool,
+        random: u64,
+        steps: u64,
+    }
+
+    impl Filer {
+        fn new(names: u64, label: usize, tickets: bool) -> Self {
+            let limits = Limits { entries: 1000, connections: 1000, places: 10_000 };
+            let stash = Stash::new(limits, Keeper::Process);
+            Self { stash, names, label, tickets, random: 1, steps: 0 }
+        }
+
+        /// A new connection gives what is not there, or closes what is, and mostly ends.
+        fn step(&mut self, journal: &mut Journal) {
+            self.steps += 1;
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let now = Now { boot_usec: self.steps * 1_000_000, wall_usec: 0 };
+            let name = Name::new(&format!("name-{}", (self.random >> 33) % self.names)).unwrap();
+            let ticket = Ticket::new(&self.steps.to_string()).ok().filter(|_| self.tickets);
+            let is_there = self.stash.kept().any(|kept| kept.details.name == name);
+            let call = if is_there {
+                Call::Close { names: vec![name], ticket }
+            } else {
+                let labels = Labels::from([("label".to_owned(), "x".repeat(self.label))]);
+                let gifts = vec![Gift { labels, ..Gift::new(name, file()) }];
+                Call::Give { gifts, clash: Clash::Replace, ticket }
+            };
+            let peer = Peer { uid: 0, gid: 0, pid: 1 };
+            let by = self.stash.connect(Who { peer, groups: [].into() }).unwrap();
+            let mut effects = self.stash.call(by, call, now);
+            effects.extend(self.stash.disconnect(by, now));
+            for effect in &effects {
+                if let Effect::Record(record) = effect {
+                    journal.append(|bytes| record.write(|fd| *fd, bytes)).unwrap();
+                }
+            }
+        }
+
+        fn rewrite(&self, journal: &mut Journal) {
+            let lines = |lines: &mut Lines| {
+                lines.push(|bytes| self.stash.begin_journal().write(bytes));
+                for record in self.stash.records() {
+                    lines.push(|bytes| record.write(|fd| *fd, bytes));
+                }
+            };
+            journal.rewrite(self.stash.weight().promised, lines).unwrap();
+        }
+    }
+
+    fn file() -> Inspected<u32> {
+        let (kind, access, flags) = (Kind::Regular, Access::ReadWrite, Flags::NONE);
+        let facts = Facts { kind, access, flags, device: 1, inode: 1, target: None };
+        Inspected { fd: 7, facts }
     }
 }

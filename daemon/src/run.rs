@@ -127,6 +127,7 @@ impl Daemon {
             let (closed, connections) = (unknown.len(), connections.len());
             tracing::info!(back, missing, closed, connections, "came back to what was kept");
         }
+        daemon.borrow_mut().perform(effects);
         for connected in connections {
             Connection::resume(&daemon, connected);
         }
@@ -136,6 +137,7 @@ impl Daemon {
             borrowed.closer.close(fd);
         }
         store::mirror(&mut borrowed, lasting, heart, bundles)?;
+        let effects = borrowed.stash.go_without(clock::now());
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);
         drop(borrowed);
@@ -293,8 +295,9 @@ impl Daemon {
                 return self.stash.misunderstood(by, Refusal::NotDurable { reason });
             }
         };
-        // All that can fail comes before all that changes.
-        let needed = self.stash.weight().promised + self.stash.weight_of(&call);
+        // All that can fail comes before all that changes. For what adds nothing, there is room.
+        let added = self.stash.weight_of(&call);
+        let needed = if added > 0 { self.stash.weight().promised + added } else { 0 };
         if let Err(error) = self.journal.make_room(needed) {
             tracing::error!(%error, "there is no memory for the journal");
             let reason = format!("there is no memory to write it down: {error}");

@@ -137,6 +137,13 @@ impl Seat {
         self.wake();
     }
 
+    /// Whether nothing waits to be sent.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let state = self.state.borrow();
+        let is_answering = matches!(state.call, Current::Listing(..) | Current::Leaving);
+        state.outbox.is_empty() && !is_answering
+    }
+
     /// Waits for news from elsewhere than the socket.
     pub(crate) async fn news(&self) {
         self.news.notified().await;

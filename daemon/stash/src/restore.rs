@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use fdstash_proto::{Keeper, Name};
+use fdstash_proto::{Change, Keeper, Name};
 
 use crate::{
     Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Kept, Limits,
-    Line, Number, Record, Stash, Who,
+    Line, Now, Number, Record, Stash, Who,
     entry::Slot,
     stash::{Client, Unfinished},
     take::Waiting,
@@ -22,11 +22,13 @@ pub struct Replay {
     /// None where there never was a journal.
     begin: Option<Begin>,
     entries: BTreeMap<EntryId, Kept<Number>>,
-    /// The last of each connection.
+    /// In the order in which they were done.
     done: Vec<Done>,
     carried: Vec<Carried>,
     /// What was kept elsewhere.
     adopted: BTreeMap<Name, EntryId>,
+    /// The connections that go on, when they were taken out.
+    going_on: BTreeSet<ConnectionId>,
 }
 
 impl Replay {
@@ -36,19 +38,7 @@ impl Replay {
         self.carried.clear();
         match line {
             Line::Begin(begin) => self.begin = Some(begin),
-            Line::Change(Record { put, gone, done }) => {
-                self.done.extend(done);
-                for id in gone {
-                    self.entries.remove(&id);
-                }
-                for kept in put {
-                    let Details { id, revision, .. } = *kept.details;
-                    let begin = self.begin.get_or_insert_default();
-                    begin.last_entry = begin.last_entry.max(id.0);
-                    begin.revision = begin.revision.max(revision);
-                    self.entries.insert(id, kept);
-                }
-            }
+            Line::Change(record) => self.change(record),
             Line::Handover(carried) => self.carried = carried,
         }
     }
@@ -77,18 +67,38 @@ impl Replay {
         true
     }
 
-    /// Forgets the connections that were to go on: the daemon that had them has died with them.
-    pub fn forget_connections(&mut self) {
-        self.carried.clear();
+    fn change(&mut self, Record { put, gone, done }: Record<Number>) {
+        let begin = self.begin.get_or_insert_default();
+        if put.is_empty() && !gone.is_empty() {
+            // What only ends something has a revision as well, which stands nowhere.
+            begin.revision += 1;
+        }
+        self.done.extend(done);
+        for id in gone {
+            self.entries.remove(&id);
+        }
+        for kept in put {
+            let Details { id, revision, ephemeral_of, .. } = *kept.details;
+            begin.last_entry = begin.last_entry.max(id.0);
+            begin.revision = begin.revision.max(revision);
+            let giver = ephemeral_of.map_or(0, |giver| giver.0);
+            begin.last_connection = begin.last_connection.max(giver);
+            self.entries.insert(id, kept);
+        }
     }
 
-    /// Takes out the connections that go on; what was given for the lifetime of any other is kept no
-    /// longer.
+    /// Forgets the connections that were to go on: the daemon that had them has died with them. What
+    /// was given for the lifetime of one is kept no longer.
+    pub fn forget_connections(&mut self) {
+        self.carried.clear();
+        self.entries.retain(|_, kept| kept.details.ephemeral_of.is_none());
+    }
+
+    /// Takes out the connections that go on.
     pub fn take_carried(&mut self) -> Vec<Carried> {
         let carried = std::mem::take(&mut self.carried);
-        let ids: BTreeSet<_> = carried.iter().map(|carried| carried.id).collect();
-        self.entries.retain(|_, kept| kept.details.ephemeral_of.is_none_or(|of| ids.contains(&of)));
-        if let (Some(begin), Some(last)) = (&mut self.begin, ids.last()) {
+        self.going_on = carried.iter().map(|carried| carried.id).collect();
+        if let (Some(begin), Some(last)) = (&mut self.begin, self.going_on.last()) {
             begin.last_connection = begin.last_connection.max(last.0);
         }
         carried
@@ -109,8 +119,9 @@ impl Replay {
 
 impl<F> Stash<F> {
     /// A stash of what was kept, and what has to be done for it; the first of all, where there never
-    /// was a journal. `claim` makes descriptors of
-    /// numbers, each once; an entry whose number it knows nothing of is left out.
+    /// was a journal. `claim` makes descriptors of numbers, each once; an entry whose number it knows
+    /// nothing of is left out. The connections that go on are then resumed, each by [`Stash::resume`],
+    /// and with [`Stash::go_without`] those are seen to that do not.
     pub fn restore(
         limits: Limits,
         keeper: Keeper,
@@ -128,7 +139,13 @@ impl<F> Stash<F> {
             let Some(fd) = claim(&written) else { continue };
             stash.put_back(Kept { fd, details: written.details }, &mut effects);
         }
-        replay.done.into_iter().for_each(|done| stash.remember(done));
+        for done in replay.done {
+            if replay.going_on.contains(&done.by) {
+                stash.remember_standing(done);
+            } else {
+                stash.remember(done);
+            }
+        }
         (stash, effects)
     }
 
@@ -140,13 +157,8 @@ impl<F> Stash<F> {
     /// Admits a connection that goes on with what it was doing, however many there are: it had its
     /// place before. Connections that wait come in the order in which they do.
     pub fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing) {
-        self.clients.insert(id, Client::new(who));
-        let kept = self.slots.values().filter_map(|slot| slot.kept.as_ref());
-        let own = kept.filter(|kept| kept.details.ephemeral_of == Some(id));
-        let own = own.map(|kept| (kept.details.id, kept.details.name.clone())).collect();
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.ephemeral = own;
-        }
+        let ephemeral = self.orphans.remove(&id).unwrap_or_default();
+        self.clients.insert(id, Client { ephemeral, ..Client::new(who) });
         match doing {
             Doing::Nothing => {}
             Doing::Waiting { names, taking, until_boot_usec } => {
@@ -156,6 +168,20 @@ impl<F> Stash<F> {
                 self.watchers.insert(id, pattern);
             }
         }
+    }
+
+    /// Sees to what was of connections that do not go on, now that all others do: what was given for
+    /// the lifetime of one is closed, its tickets are on their way to be forgotten, and who has waited
+    /// for a name that it held is next.
+    pub fn go_without(&mut self, now: Now) -> Effects<F> {
+        let mut effects = Effects::new();
+        let orphans = std::mem::take(&mut self.orphans).into_values().flatten();
+        let ends = orphans.map(|(_, name)| (name, Change::Closed)).collect();
+        self.end(ends, &mut effects, now);
+        self.tickets.end_all_but(|id| self.clients.contains_key(&id));
+        let awaited = self.awaited();
+        self.wake(&awaited, &mut effects);
+        effects
     }
 
     /// What the connections do that can go on with another daemon: those that are in no transaction,
@@ -226,9 +252,12 @@ impl<F> Stash<F> {
     }
 
     fn put_back(&mut self, kept: Kept<F>, effects: &mut Effects<F>) {
-        let Details { id, ref name, expiry, close_on_hangup, .. } = *kept.details;
+        let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
         if let Some(expiry) = expiry {
             self.due.insert((expiry.boot_usec, Due::Entry(id)), name.clone());
+        }
+        if let Some(giver) = ephemeral_of {
+            self.orphans.entry(giver).or_default().insert(id, name.clone());
         }
         if close_on_hangup {
             self.polled.insert(id, name.clone());

@@ -49,6 +49,8 @@ pub struct Stash<F> {
     pub(crate) waiters: Waiters,
     pub(crate) due: BTreeMap<(u64, Due), Name>,
     pub(crate) polled: BTreeMap<EntryId, Name>,
+    /// What came back that was given for the lifetime of connections that have not, yet.
+    pub(crate) orphans: BTreeMap<ConnectionId, BTreeMap<EntryId, Name>>,
     pub(crate) tickets: Tickets,
     pub(crate) counts: Counts,
     pub(crate) last_connection: u64,
@@ -116,6 +118,7 @@ impl<F> Stash<F> {
             waiters: Waiters::default(),
             due: BTreeMap::new(),
             polled: BTreeMap::new(),
+            orphans: BTreeMap::new(),
             tickets: Tickets::default(),
             counts: Counts::default(),
             last_connection: 0,

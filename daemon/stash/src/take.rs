@@ -128,6 +128,11 @@ impl<F> Stash<F> {
         }
     }
 
+    /// The names that somebody waits for.
+    pub(crate) fn awaited(&self) -> Vec<Name> {
+        self.waiters.by_name.keys().cloned().collect()
+    }
+
     /// Lets those who wait for these names have another try, the longest waiting first, for as long
     /// as there is something to have.
     pub(crate) fn wake(&mut self, names: &[Name], effects: &mut Effects<F>) {

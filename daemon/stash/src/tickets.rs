@@ -80,10 +80,19 @@ impl Tickets {
     /// Takes note that a connection has ended.
     pub(crate) fn end(&mut self, id: ConnectionId, now: Now) {
         self.forget_expired(now);
-        if let Some(done) = self.last.get_mut(&id) {
+        // It has one place among those that have ended, by the time until which it is remembered.
+        if let Some(done) =
+            self.last.get_mut(&id).filter(|done| !self.ended.contains(&(done.until_boot_usec, id)))
+        {
             done.until_boot_usec = now.boot_usec.saturating_add(AFTERLIFE_USEC);
             self.note_end(id);
         }
+    }
+
+    /// Takes note that all connections have ended, but for those that stand.
+    pub(crate) fn end_all_but(&mut self, stands: impl Fn(ConnectionId) -> bool) {
+        let ends: Vec<_> = self.last.keys().copied().filter(|id| !stands(*id)).collect();
+        ends.into_iter().for_each(|id| self.note_end(id));
     }
 
     /// Counts a remembered call among those whose connections have ended, of which its user then has
@@ -130,9 +139,14 @@ impl<F> Stash<F> {
     /// recorded. Its connection has ended since, and none of this stash is called as it was.
     pub fn remember(&mut self, done: Done) {
         let by = done.by;
-        self.last_connection = self.last_connection.max(by.0);
-        self.tickets.note(done);
+        self.remember_standing(done);
         self.tickets.note_end(by);
+    }
+
+    /// The same of a connection that goes on.
+    pub(crate) fn remember_standing(&mut self, done: Done) {
+        self.last_connection = self.last_connection.max(done.by.0);
+        self.tickets.note(done);
     }
 
     /// Answers a call that has been done already, and hands on any other, whose ticket is then

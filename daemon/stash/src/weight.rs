@@ -50,11 +50,12 @@ impl<F> Stash<F> {
         Weight { kept: self.counts.bytes_kept + self.tickets.weight(), promised }
     }
 
-    /// How much a call adds to what is promised, at most.
+    /// How much a call adds to what is promised, at most. What adds nothing, and what others do than
+    /// calls, is promised already.
     #[must_use]
     pub fn weight_of(&self, call: &Call<Inspected<F>>) -> usize {
         match call {
-            Call::Give { gifts, .. } => gifts.iter().map(weight_of_gift).sum(),
+            Call::Give { gifts, .. } => CALL + gifts.iter().map(weight_of_gift).sum::<usize>(),
             Call::Reopen { reopenings } => {
                 let names = reopenings.iter().map(|reopening| &reopening.name);
                 names.map(|name| self.weight_under(name)).sum()

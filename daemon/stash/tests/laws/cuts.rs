@@ -1,15 +1,19 @@
 //! What a crash leaves: the list of performed effects is cut anywhere, and what the records until
-//! there say is what comes back.
+//! there say, as bytes, is what comes back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
 
 use fdstash_proto::{Call, Name};
-use fdstash_stash::{Done, EntryId, Inspected};
+use fdstash_stash::{Begin, ConnectionId, Done, Effects, EntryId, Inspected, Stash};
 use proptest::prelude::*;
 
 use crate::{
     Transactions, config,
     history::histories,
+    journal::{self, kept, line, restored},
     trace::{Input, Moment, Performed, Said, Written, gifts},
     world::play,
 };
@@ -34,6 +38,24 @@ proptest! {
             }
             prop_assert_eq!(journal.named(), moment.after.kept(), "{}", trace.until(at));
             prop_assert_eq!(journal.fds().len(), journal.named().len(), "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn a_cut_anywhere_restores_all_that_was_known_of_it_and_goes_on_counting(
+        history in histories(),
+    ) {
+        let trace = play(&history);
+
+        let mut journal = Journal::default();
+        for (at, _, moment) in trace.steps() {
+            for effect in &moment.performed {
+                if journal.write(effect) {
+                    // Here is the cut.
+                    let faults = journal.faults();
+                    prop_assert!(faults.is_none(), "{:?} {}", faults, trace.until(at));
+                }
+            }
         }
     }
 
@@ -109,12 +131,20 @@ proptest! {
 pub(crate) struct Journal {
     entries: BTreeMap<EntryId, Written>,
     done: Vec<Done>,
+    lines: Vec<Vec<u8>>,
+    /// The last entry, and the revision.
+    last_entry: u64,
+    revision: u64,
 }
 
 impl Journal {
     /// Writes down a record; whether the effect is one.
     pub(crate) fn write(&mut self, effect: &Performed) -> bool {
-        let Performed::Record { put, gone, done } = effect else { return false };
+        let Performed::Record { put, gone, done, line } = effect else { return false };
+        self.lines.push(line.clone());
+        self.last_entry =
+            put.iter().map(|put| put.id.0).chain([self.last_entry]).max().unwrap_or(0);
+        self.revision += u64::from(!put.is_empty() || !gone.is_empty());
         self.entries.extend(put.iter().map(|written| (written.id, written.clone())));
         gone.iter().for_each(|id| drop(self.entries.remove(id)));
         self.done.extend(done.clone());
@@ -139,6 +169,59 @@ impl Journal {
     /// The calls that were done with tickets, in their order.
     pub(crate) fn done(&self) -> impl Iterator<Item = &Done> {
         self.done.iter()
+    }
+
+    /// Those that are remembered: of each connection the last, and of each ticket.
+    fn remembered(&self) -> Vec<Done> {
+        let mut remembered: BTreeMap<ConnectionId, Done> = BTreeMap::new();
+        for done in &self.done {
+            let same = |it: &Done| (it.uid, &it.ticket) == (done.uid, &done.ticket);
+            remembered.retain(|_, it| !same(it));
+            remembered.insert(done.by, done.clone());
+        }
+        remembered.into_values().collect()
+    }
+
+    /// The stash that a crash here leaves, and what is to be done for it.
+    pub(crate) fn stash(&self) -> (Stash<u64>, Effects<u64>) {
+        let begin = line(|bytes| Begin::default().write(bytes));
+        restored(iter::once(&begin).chain(&self.lines))
+    }
+
+    /// What is wrong with what a crash here leaves.
+    fn faults(&self) -> Option<String> {
+        let (stash, effects) = self.stash();
+        let there = self.lasting().map(|it| (it.fd, it.details.clone())).collect::<Vec<_>>();
+        let details = || there.iter().map(|(_, details)| details);
+        let mut polled: Vec<_> = there
+            .iter()
+            .filter_map(|(fd, details)| details.close_on_hangup.then_some(*fd))
+            .collect();
+        polled.sort_unstable();
+        let due = details().filter_map(|it| Some(it.expiry?.boot_usec)).min();
+        let Begin { restores, last_entry, last_connection, revision } = stash.begin_journal();
+        let remembered: Vec<_> = stash.tickets().cloned().collect();
+        let last_done = self.done.iter().map(|done| done.by.0).max().unwrap_or_default();
+        // And what is written anew says the same.
+        let mut lines = vec![line(|bytes| stash.begin_journal().write(bytes))];
+        let number = |fd: &u64| u32::try_from(*fd).expect("a small number");
+        lines.extend(stash.records().map(|it| line(|bytes| it.write(number, bytes))));
+        let (anew, effects_anew) = restored(&lines);
+        let again = Begin { restores: restores + 1, ..stash.begin_journal() };
+        let holds = [
+            ("entries", kept(&stash) == there && kept(&anew) == there),
+            ("what is polled", journal::polled(&effects) == polled),
+            ("what is polled, anew", journal::polled(&effects_anew) == polled),
+            ("what is due", stash.next_due() == due && anew.next_due() == due),
+            ("tickets", remembered == self.remembered()),
+            ("tickets, anew", anew.tickets().eq(stash.tickets())),
+            ("weight, anew", anew.weight() == stash.weight()),
+            ("restores", restores == 1),
+            ("entry", last_entry == self.last_entry && last_connection >= last_done),
+            ("revision", revision == self.revision),
+            ("counting, anew", anew.begin_journal() == again),
+        ];
+        holds.iter().find(|(_, holds)| !holds).map(|(what, _)| format!("{what}: {there:?}"))
     }
 
     fn restored(&self) -> BTreeMap<Name, u64> {

@@ -33,6 +33,10 @@ pub(crate) enum Step {
     Tick(u64),
     /// Time passes, and the stash is not told yet.
     Pass(u64),
+    /// The journal is written anew.
+    Rewrite,
+    /// Another stash goes on, with all connections that can go on.
+    Upgrade,
 }
 
 /// Those who connect: two connections of one user, two users who share a group, and root.
@@ -63,6 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => which().prop_map(Step::HangUp),
         1 => ticks().prop_map(Step::Tick),
         1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
+        1 => Just(Step::Rewrite),
+        1 => Just(Step::Upgrade),
         1 => which().prop_map(Step::Connect),
         1 => which().prop_map(Step::Disconnect),
     ]

@@ -72,6 +72,8 @@ struct Done {
     replaced: Vec<Name>,
     /// Until when it is remembered, once its connection has ended.
     until_usec: Option<u64>,
+    /// The same, as it is written down.
+    written_usec: u64,
 }
 
 /// What stands under a name for the one who holds it.
@@ -357,6 +359,25 @@ impl Model {
         self.overdue.extend(expired.iter().map(|item| item.fd).collect::<Vec<_>>());
         self.end(ends, &mut said);
         said
+    }
+
+    /// All is written down anew.
+    pub(crate) fn rewrite(&mut self) {
+        for done in &mut self.done {
+            done.written_usec = done.until_usec.unwrap_or(done.written_usec);
+        }
+    }
+
+    /// Goes on from what is written down. Nobody holds anything, and nobody notices.
+    pub(crate) fn upgrade(&mut self) -> Predicted {
+        for done in &mut self.done {
+            done.until_usec = done.until_usec.map(|_| done.written_usec);
+        }
+        let Statistics { max_entries, restores, .. } = self.counted;
+        let counted = Self::new(self.limits).counted;
+        let given = self.kept.len() as u64;
+        self.counted = Statistics { max_entries, restores: restores + 1, given, ..counted };
+        Predicted::default()
     }
 
     /// What a connection may see.
@@ -827,8 +848,10 @@ impl Model {
         let replaced =
             if let Reply::Given { replaced } = reply { replaced.clone() } else { vec![] };
         self.done.retain(|done| done.by != by);
-        self.done.push(Done { by, uid, ticket: ticket.clone(), replaced, until_usec: None });
-        Some(ticket)
+        let written_usec = self.now_usec + 60_000_000;
+        let ticket_of = ticket.clone();
+        self.done.push(Done { by, uid, ticket, replaced, until_usec: None, written_usec });
+        Some(ticket_of)
     }
 
     /// Drops what somebody has under these names.

@@ -6,10 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use fdstash_proto::{Call, Clash, Gift, Keeper, Name, Pattern, Refusal, Reply, Ticket};
-use fdstash_stash::{
-    ConnectionId, Effect, Effects, Facts, Inspected, Limits, Now, Opening, Stash, Who,
-};
+use fdstash_proto::{Call, Name, Pattern, Refusal, Reply, Ticket};
+use fdstash_stash::{ConnectionId, Effect, Effects, Facts, Inspected, Now, Opening, Stash, Who};
 use proptest::prelude::*;
 
 use crate::{config, cuts::Journal, history::histories, trace::Moment, world::play};
@@ -57,7 +55,8 @@ fn send_again(
 ) -> Result<(), String> {
     let boot_usec = moment.after.now_usec;
     let now = Now { boot_usec, wall_usec: boot_usec };
-    let mut stash = restored(journal, now);
+    let (mut stash, _) = journal.stash();
+    stash.go_without(now);
     let before = names_of(&mut stash);
     let last = journal.done().filter(|done| done.by == by).last();
     let was_done = last.is_some_and(|done| done.ticket == *ticket);
@@ -116,26 +115,6 @@ struct Came {
     /// How many records with a ticket.
     records: usize,
     closed: usize,
-}
-
-/// A stash that keeps what the records say, and remembers what was done.
-fn restored(journal: &Journal, now: Now) -> Stash<u64> {
-    let limits = Limits { entries: 100, connections: 1000, places: 10_000 };
-    let mut stash = Stash::new(limits, Keeper::Nobody);
-    journal.done().for_each(|done| stash.remember(done.clone()));
-    for written in journal.lasting() {
-        let details = &written.details;
-        let facts = details.facts.clone();
-        let gift = Gift {
-            share: details.share.clone(),
-            ..Gift::new(written.name.clone(), Inspected { fd: written.fd, facts })
-        };
-        let giver = Who { peer: details.giver, groups: [].into() };
-        let by = stash.connect(giver).expect("room");
-        let give = Call::Give { gifts: vec![gift], clash: Clash::Refuse, ticket: None };
-        stash.call(by, give, now);
-    }
-    stash
 }
 
 /// Calls on a new connection, with descriptors of its own, and opens what is to be opened.

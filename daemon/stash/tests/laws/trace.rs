@@ -37,6 +37,9 @@ pub(crate) struct Moment {
     pub(crate) expected_view: Entries,
     /// What has happened to tokens that must not, until now.
     pub(crate) faults: Vec<String>,
+    /// How many bytes the journal has, and for how many room was made.
+    pub(crate) written: usize,
+    pub(crate) room: usize,
 }
 
 /// Entries and the tokens that they hold, in the order of their names.
@@ -86,6 +89,8 @@ pub(crate) enum Input {
     Unsent(ConnectionId),
     HangUp,
     Tick,
+    /// Another stash goes on.
+    Upgrade,
     /// Nothing that the stash has heard of.
     Nothing,
 }
@@ -93,7 +98,7 @@ pub(crate) enum Input {
 /// An effect that was carried out.
 #[derive(Debug, Clone)]
 pub(crate) enum Performed {
-    Record { put: Vec<Written>, gone: Vec<EntryId>, done: Option<Done> },
+    Record { put: Vec<Written>, gone: Vec<EntryId>, done: Option<Done>, line: Vec<u8> },
     Answer { to: ConnectionId, outcome: Result<Reply<u64>, Refusal>, confirm: bool },
     List { to: ConnectionId },
     Open { by: ConnectionId, openings: Vec<Opening<u64>> },
@@ -316,6 +321,7 @@ impl Input {
             | Self::Unsent(_)
             | Self::HangUp
             | Self::Tick
+            | Self::Upgrade
             | Self::Nothing => Vec::new(),
         }
     }

@@ -1,15 +1,17 @@
 //! The world around a stash: it carries out effects, in memory, and writes down what happens. A
 //! model beside the stash is told the same.
 
-use std::{collections::BTreeMap, iter, rc::Rc};
+use std::{collections::BTreeMap, iter, rc::Rc, sync::Arc};
 
 use fdstash_proto::{Call, Keeper, Pattern};
 use fdstash_stash::{
-    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Now, OpenFailure, Opening, Stash, Who,
+    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Now, Number,
+    OpenFailure, Opening, Stash, Who,
 };
 
 use crate::{
     history::{History, Step, people},
+    journal::Journal,
     model::Model,
     numbers::{facts_of, number_of, numbers_of, waits_of, with_descriptors, written},
     token::{Ledger, Token},
@@ -24,13 +26,14 @@ pub(crate) const BOOTED_AT_USEC: u64 = 1_000_000;
 pub(crate) fn play(history: &History) -> Trace {
     let mut world = World::new(history);
     let first = world.picture();
-    let mut moments: Vec<_> = history.steps.iter().map(|step| world.step(step)).collect();
+    let mut moments: Vec<_> = history.steps.iter().flat_map(|step| world.step(step)).collect();
     moments.extend(world.end());
     let World { watchers, people, .. } = world;
     Trace { limits: history.limits, watchers, first, moments, people }
 }
 
 struct World {
+    limits: Limits,
     stash: Stash<Token>,
     model: Model,
     ledger: Rc<Ledger>,
@@ -42,12 +45,15 @@ struct World {
     people: BTreeMap<ConnectionId, Who>,
     openings: Vec<(ConnectionId, Vec<Opening<Token>>)>,
     polled: BTreeMap<EntryId, u64>,
+    /// All that is written down.
+    journal: Journal,
 }
 
 impl World {
     /// Root and somebody else watch; four others may call.
     fn new(history: &History) -> Self {
         let mut world = Self {
+            limits: history.limits,
             stash: Stash::new(history.limits, Keeper::Nobody),
             model: Model::new(history.limits),
             ledger: Rc::default(),
@@ -57,7 +63,9 @@ impl World {
             people: BTreeMap::new(),
             openings: Vec::new(),
             polled: BTreeMap::new(),
+            journal: Journal::default(),
         };
+        world.journal.rewrite(&world.stash);
         world.pass(1000);
         let [first, second, third, root] = people();
         world.watchers = [&root, &third].map(|who| world.connect(who).expect("room for watchers"));
@@ -71,11 +79,20 @@ impl World {
         world
     }
 
-    fn step(&mut self, step: &Step) -> Moment {
-        match self.plan(step) {
-            Some(planned) => self.act(planned),
-            None => self.act(Planned::Pass(0)),
+    fn step(&mut self, step: &Step) -> Vec<Moment> {
+        let mut moments = Vec::new();
+        if let Step::Upgrade = step {
+            // Who cannot go on is hung up on, and that may serve another who then cannot either.
+            let cannot = |world: &Self| {
+                world.callers.keys().copied().find(|id| !world.stash.can_be_carried(*id))
+            };
+            while let Some(id) = cannot(self) {
+                moments.push(self.act(Planned::Disconnect(id)));
+            }
         }
+        let planned = self.plan(step).unwrap_or(Planned::Pass(0));
+        moments.push(self.act(planned));
+        moments
     }
 
     /// What a step means here and now, if anything.
@@ -105,6 +122,8 @@ impl World {
             }
             Step::Tick(usec) => Planned::Tick(usec),
             Step::Pass(usec) => Planned::Pass(usec),
+            Step::Rewrite => Planned::Rewrite,
+            Step::Upgrade => Planned::Upgrade,
         })
     }
 
@@ -149,6 +168,16 @@ impl World {
                 self.pass(usec);
                 (Input::Nothing, Vec::new(), Predicted::default())
             }
+            Planned::Rewrite => {
+                self.rewrite();
+                (Input::Nothing, Vec::new(), Predicted::default())
+            }
+            Planned::Upgrade => {
+                let predicted = self.model.upgrade();
+                let effects = self.upgrade();
+                self.rewrite();
+                (Input::Upgrade, effects, predicted)
+            }
         };
         self.moment(input, effects, predicted)
     }
@@ -164,6 +193,8 @@ impl World {
             view: Vec::new(),
             expected_view: Vec::new(),
             faults: self.ledger.faults(),
+            written: self.journal.written,
+            room: self.journal.room,
         };
         if let Some(by) = moment.actor() {
             moment.view = self.entries_of(by);
@@ -192,6 +223,7 @@ impl World {
             Inspected { fd: number, facts: facts_of(number) }
         });
         let tokens = with_descriptors(numbers.clone(), |gift| self.token(gift));
+        self.journal.make_room(&self.stash, &tokens);
         let predicted = self.model.call(by, numbers.clone());
         (Input::Call(by, numbers), self.stash.call(by, tokens, self.now()), predicted)
     }
@@ -243,6 +275,7 @@ impl World {
         match effect {
             Effect::Record(record) => Performed::Record {
                 put: record.put.iter().map(written).collect(),
+                line: self.journal.append(&record),
                 gone: record.gone,
                 done: record.done,
             },
@@ -286,6 +319,32 @@ impl World {
         if let Some(before) = self.callers.get_mut(&by).filter(|is| **is != Some(Waits::Changes)) {
             *before = waits;
         }
+    }
+
+    /// Another stash goes on from what is written down, with the connections that there are.
+    fn upgrade(&mut self) -> Effects<Token> {
+        let fds: BTreeMap<_, _> =
+            self.stash.kept().map(|kept| (kept.fd.number, Arc::clone(&kept.fd))).collect();
+        let going_on = self.stash.carry();
+        let mut replay = self.journal.handed_over(&self.stash);
+        let carried = replay.take_carried();
+        let doing = carried.into_iter().map(|carried| (carried.id, carried.doing));
+        let doing: Vec<_> = doing.collect();
+        assert_eq!(doing, going_on, "all go on, in their order");
+        let claim = |kept: &Kept<Number>| fds.get(&u64::from(*kept.fd)).cloned();
+        let (stash, mut effects) = Stash::restore(self.limits, Keeper::Nobody, replay, claim);
+        self.stash = stash;
+        self.polled.clear();
+        for (id, doing) in doing {
+            self.stash.resume(id, self.people[&id].clone(), doing);
+        }
+        effects.extend(self.stash.go_without(self.now()));
+        effects
+    }
+
+    fn rewrite(&mut self) {
+        self.journal.rewrite(&self.stash);
+        self.model.rewrite();
     }
 
     /// Everything comes to its end.
@@ -380,4 +439,6 @@ enum Planned {
     HangUp(EntryId),
     Tick(u64),
     Pass(u64),
+    Rewrite,
+    Upgrade,
 }

@@ -9,4 +9,5 @@ mod repeating;
 mod stage;
 mod taking;
 mod transactions;
+mod upgrading;
 mod watching;

@@ -265,6 +265,43 @@ fn of_all_records_of_a_connection_a_restored_stash_remembers_the_last() {
     }
 }
 
+#[test]
+fn a_connection_that_goes_on_has_its_ticket_for_as_long_as_it_stands() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.connect("first", 1), stage.connect("second", 1));
+    stage.call(first, ticketed("t1", close([])));
+    stage.call(second, ticketed("t2", close([])));
+
+    stage.upgrade(|id| id == first);
+    stage.tick(61 * SECOND_USEC);
+    let of_first = stage.call(first, ticketed("t1", commit()));
+    let of_second = stage.call(first, ticketed("t2", commit()));
+
+    assert_eq!(of_first, ["first: done"]);
+    assert_eq!(of_second, ["first: TransactionState"]);
+}
+
+#[test]
+fn a_connection_that_goes_on_and_ends_has_its_ticket_for_a_minute_more() {
+    let mut stage = Stage::new();
+    let vmm = stage.connect("vmm", 1);
+    stage.call(vmm, ticketed("t1", close([])));
+
+    stage.upgrade(|_| true);
+    stage.tick(SECOND_USEC);
+    stage.disconnect(vmm);
+    let again = stage.connect("again", 1);
+    stage.tick(59 * SECOND_USEC + 999_999);
+    let at_the_end = stage.call(again, ticketed("t1", commit()));
+    stage.tick(1);
+    stage.disconnect(again);
+    let other = stage.connect("other", 1);
+    let after_it = stage.call(other, ticketed("t1", commit()));
+
+    assert_eq!(at_the_end, ["again: done"]);
+    assert_eq!(after_it, ["other: TransactionState"]);
+}
+
 /// Connections of a user, each of which has one call done, with a ticket of this number, and ends.
 fn end_with(stage: &mut Stage, uid: u32, numbers: std::ops::Range<u32>) {
     for number in numbers {

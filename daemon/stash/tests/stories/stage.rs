@@ -9,15 +9,15 @@
 //! | files to open | `open for vmm: disk=image read_write {"direct"} 2x as daemon` |
 //! | others | `close image`, `poll image`, `unpoll image`, `tell vmm: given disk=image` |
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 use fdstash_proto::{
-    Access, Call, Clash, Entry, Flags, Gift, Keeper, Kind, Name, Pattern, Peer, Refusal, Reopening,
-    Reply, Share, Taking, Ticket,
+    Access, Call, Clash, Entry, Flags, Gift, Keeper, Kind, Mode, Name, Pattern, Peer, Refusal,
+    Reopening, Reply, Share, Taking, Ticket,
 };
 use fdstash_stash::{
-    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Limits, Now, OpenFailure, Opening,
-    Record, Rights, Stash, Who,
+    Begin, Carried, ConnectionId, Doing, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits,
+    Line, Now, OpenFailure, Opening, Record, Replay, Rights, Stash, Who, write_handover,
 };
 
 /// What stands in the place of a descriptor.
@@ -28,6 +28,9 @@ pub(crate) struct Stage {
     pub(crate) stash: Stash<Word>,
     now_usec: u64,
     connections: BTreeMap<ConnectionId, Word>,
+    people: BTreeMap<ConnectionId, Who>,
+    /// All that was written down, a line each.
+    journal: Vec<Vec<u8>>,
     entries: BTreeMap<EntryId, String>,
     polled: BTreeMap<Word, EntryId>,
     openings: BTreeMap<ConnectionId, Vec<Opening<Word>>>,
@@ -45,6 +48,8 @@ impl Stage {
             stash: Stash::new(limits, Keeper::Process),
             now_usec: 0,
             connections: BTreeMap::new(),
+            people: BTreeMap::new(),
+            journal: vec![line(|line| Begin::default().write(line))],
             entries: BTreeMap::new(),
             polled: BTreeMap::new(),
             openings: BTreeMap::new(),
@@ -55,6 +60,7 @@ impl Stage {
     pub(crate) fn connect(&mut self, called: Word, uid: u32) -> ConnectionId {
         let id = self.stash.connect(who(uid)).expect("there is room");
         self.connections.insert(id, called);
+        self.people.insert(id, who(uid));
         id
     }
 
@@ -105,6 +111,31 @@ impl Stage {
         self.tell(effects)
     }
 
+    /// Another stash goes on, with those connections of which this is true; the others were lost on
+    /// the way.
+    pub(crate) fn upgrade(&mut self, goes_on: impl Fn(ConnectionId) -> bool) -> Vec<String> {
+        let going_on = self.stash.carry().into_iter().filter(|(id, _)| goes_on(*id));
+        let carried = going_on.map(|(id, doing)| carried(id, doing)).collect::<Vec<_>>();
+        let mut handover = Vec::new();
+        write_handover(&carried, &mut handover);
+        let lines = self.journal.drain(..).chain([handover]);
+        let mut replay = Replay::default();
+        lines.for_each(|line| replay.add(Line::read(&line).expect("its own bytes")));
+        let fds: BTreeMap<_, _> =
+            self.stash.kept().map(|kept| (kept.details.id, Arc::clone(&kept.fd))).collect();
+        let carried = replay.take_carried();
+        let limits = Limits { entries: 100, connections: 100, places: 200 };
+        let claim = |kept: &Kept<_>| fds.get(&kept.details.id).cloned();
+        let (stash, mut effects) = Stash::restore(limits, Keeper::Process, replay, claim);
+        self.stash = stash;
+        self.journal = journal_of(&self.stash);
+        for Carried { id, doing, .. } in carried {
+            self.stash.resume(id, self.people[&id].clone(), doing);
+        }
+        effects.extend(self.stash.go_without(self.now()));
+        self.tell(effects)
+    }
+
     /// So much time passes.
     pub(crate) fn tick(&mut self, usec: u64) -> Vec<String> {
         self.now_usec += usec;
@@ -135,7 +166,10 @@ impl Stage {
 
     fn tell_one(&mut self, effect: Effect<Word>) -> String {
         match effect {
-            Effect::Record(record) => format!("record {}", self.recorded(&record)),
+            Effect::Record(record) => {
+                self.journal.push(line(|bytes| record.write(|_| 4, bytes)));
+                format!("record {}", self.recorded(&record))
+            }
             Effect::Answer { to, outcome, confirm } => {
                 let said = outcome.map_or_else(refused, said);
                 let confirm = if confirm { ", if it leaves" } else { "" };
@@ -332,4 +366,22 @@ fn opening(opening: &Opening<Word>) -> String {
         Rights::Peer(who) => format!("uid {}", who.peer.uid),
     };
     format!("{name}={fd} {} {flags:?} {count}x as {rights}", access.as_str())
+}
+
+/// A journal that is written anew.
+fn journal_of(stash: &Stash<Word>) -> Vec<Vec<u8>> {
+    let begin = line(|bytes| stash.begin_journal().write(bytes));
+    let records = stash.records().map(|record| line(|bytes| record.write(|_| 4, bytes)));
+    iter::once(begin).chain(records).collect()
+}
+
+fn line(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(&mut bytes);
+    bytes
+}
+
+fn carried(id: ConnectionId, doing: Doing) -> Carried {
+    let (bytes, fds) = (Vec::new(), Vec::new());
+    Carried { id, number: 3, mode: Mode::Once, doing, lost: 0, bytes, fds }
 }
