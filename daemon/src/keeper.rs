@@ -300,6 +300,9 @@ impl<'a> Keeper<'a> {
     }
 
     fn go_on_with_upgrade(&mut self) {
+        if self.is_ending {
+            return;
+        }
         match &mut self.upgrade {
             Upgrade::None => {}
             Upgrade::Wanted => {

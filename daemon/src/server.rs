@@ -86,15 +86,16 @@ async fn serve(
             Event::End => break,
             Event::Look if heart.wish() == Wish::Drain => {
                 door.close().await;
+                systemd::progress(manager, "Making way for the next version.").await;
                 handover::hand_over(&daemon, heart, &mut keeper, &mut signals).await;
                 if signals.has_ended {
                     break;
                 }
                 door = Open::door(lasting, &daemon)?;
-                systemd::ready(manager).await;
+                systemd::stays(manager).await;
             }
             // What it wished before has come to nothing.
-            Event::Look => systemd::ready(manager).await,
+            Event::Look => systemd::stays(manager).await,
             Event::Upgrade => keeper.ask_for_upgrade(),
             Event::KeeperGone => keeper.replace(lasting, heart).await,
             Event::KeeperHangs => keeper.kill(),
@@ -109,7 +110,9 @@ async fn serve(
         place.remove();
     }
     farewell(&daemon).await;
-    write_out(&daemon.borrow());
+    let kept = daemon.borrow().stash.count();
+    systemd::progress(manager, &format!("Writing out {kept} descriptors.")).await;
+    write_out(&daemon.borrow(), kept);
     heart.set_state(State::Ended);
     Ok(())
 }
@@ -138,8 +141,7 @@ async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
 }
 
 /// Has the service manager hold everything that is kept, for whoever comes after this daemon.
-fn write_out(daemon: &Daemon) {
-    let kept = daemon.stash.count();
+fn write_out(daemon: &Daemon, kept: usize) {
     let Some(mirror) = &daemon.mirror else {
         if kept > 0 {
             tracing::warn!(kept, "what is kept ends with the daemon");

@@ -251,10 +251,18 @@ async fn report(manager: Option<Notify>, mut figures: watch::Receiver<Figures>) 
     }
 }
 
-/// Tells the manager that the daemon goes on serving, after it has said that it begins anew.
-pub(crate) async fn ready(manager: Option<&Notify>) {
+/// Tells the manager that the daemon goes on as it was, after it has said that it begins anew.
+pub(crate) async fn stays(manager: Option<&Notify>) {
     if let Some(manager) = manager {
-        say(manager, READY).await;
+        say(manager, &format!("{READY}\nSTATUS=Serving. The last upgrade failed: see the log."))
+            .await;
+    }
+}
+
+/// Tells the manager what the daemon is at, beside serving.
+pub(crate) async fn progress(manager: Option<&Notify>, what: &str) {
+    if let Some(manager) = manager {
+        say(manager, &format!("STATUS={what}")).await;
     }
 }
 
