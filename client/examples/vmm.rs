@@ -497,7 +497,7 @@ impl Daemon {
             rustix::path::DecInt::from_fd(&binary).as_c_str().to_string_lossy()
         );
         let mut command = Command::new(path);
-        command.arg0("fdstashd").arg("--socket").arg(&socket).args(["--log", "warn"]);
+        command.arg0("fdstashd").arg("--socket").arg(&socket).args(["--log", "error"]);
         if Self::is_root() {
             std::os::unix::fs::chown(runtime, Some(Self::NOBODY), Some(Self::NOBODY))?;
             command.uid(Self::NOBODY).gid(Self::NOBODY);

@@ -36,8 +36,9 @@
 //!   and still all or nothing.
 //! - When the **daemon restarts**, after a crash or for an upgrade, the client connects anew and sends
 //!   again what was lost. What changes something bears a ticket, by which the daemon knows whether it
-//!   has done it already, so it is done once. [`Error::ConnectionLost`] is for a daemon that does not come back, and for the
-//!   caller's own transactions, which are undone with their connection.
+//!   has done it already, so it is done once. [`Error::ConnectionLost`] is for a daemon that does not
+//!   come back, and for the caller's own transactions, which are undone with their connection; those of
+//!   [`Client::transact`](blocking::Client::transact) are done anew.
 //! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
 //!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.
 #![forbid(unsafe_code)]

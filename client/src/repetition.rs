@@ -55,6 +55,18 @@ impl Repetitions {
         Ok(())
     }
 
+    /// Waits until a transaction is to be done anew, which failed so.
+    ///
+    /// # Errors
+    ///
+    /// What it fails with in the end: at once, unless all of it was undone with its connection.
+    pub(crate) async fn after_undone<T: Transport>(&mut self, error: Error) -> Result<(), Error> {
+        if matches!(error, Error::ConnectionLost { may_be_done: true }) {
+            return Err(error);
+        }
+        self.after::<T>(error).await
+    }
+
     fn lost(&self) -> Error {
         Error::ConnectionLost { may_be_done: self.is_in_doubt }
     }

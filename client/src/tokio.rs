@@ -21,6 +21,7 @@ use crate::{
     core::{Core, Staged, Watching, entries, handed, info, replaced, statistics},
     default_socket,
     job::Job,
+    repetition::Repetitions,
     transport::Transport,
 };
 
@@ -221,6 +222,37 @@ impl Client {
     /// Any [`Error`] of the connection.
     pub async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
         Staged::begin(&mut self.0).await.map(Transaction)
+    }
+
+    /// Does several calls as one: `act` in a transaction, and then its commit. Where the connection is
+    /// lost before that is final, as when the daemon is killed or upgraded in its middle, all of it is
+    /// undone and done anew; so `act` may be called more than once, and what it returned last is what
+    /// was committed. Where `act` fails, all is rolled back.
+    ///
+    /// # Errors
+    ///
+    /// What `act` fails with, or any [`Error`] of the commit.
+    pub async fn transact<T>(
+        &mut self,
+        mut act: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut repetitions = Repetitions::new();
+        loop {
+            match self.try_transact(&mut act).await {
+                Ok(done) => return Ok(done),
+                Err(error) => repetitions.after_undone::<Waiting>(error).await?,
+            }
+        }
+    }
+
+    async fn try_transact<T>(
+        &mut self,
+        act: &mut impl AsyncFnMut(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut transaction = self.transaction().await?;
+        let done = act(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(done)
     }
 
     /// Watches the entries whose names match, on a connection of its own. When it returns, the watch

@@ -23,6 +23,12 @@ mod blocking {
         };
     }
 
+    macro_rules! act {
+        (|$transaction:ident| $body:block) => {
+            |$transaction| $body
+        };
+    }
+
     include!("stories/calls.rs");
     include!("stories/losses.rs");
     include!("stories/transactions.rs");
@@ -48,6 +54,12 @@ mod tokio {
     macro_rules! next {
         ($watch:expr) => {
             $watch.next().await
+        };
+    }
+
+    macro_rules! act {
+        (|$transaction:ident| $body:block) => {
+            async |$transaction: &mut fdstash::Transaction<'_>| $body
         };
     }
 

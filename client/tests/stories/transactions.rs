@@ -192,4 +192,54 @@ story! {
         wait!(client.statistics()).unwrap();
         daemon.ends();
     }
+
+    fn a_transaction_that_is_lost_in_its_middle_is_done_anew() {
+        let daemon = Stage::plays(|stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.answers("Take a", handed(&names(["a"])));
+            line.ignores("Give b");
+            drop(line);
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.answers("Take a", handed(&names(["a"])));
+            line.answers("Give b", given());
+            let ticket = line.ignores_ticket("Commit");
+            drop(line);
+            let mut line = stage.accepts();
+            line.answers_ticket("Commit", &ticket, Reply::Done);
+            stage.is_left_alone();
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let mut times = 0;
+        let taken = wait!(client.transact(act!(|transaction| {
+            times += 1;
+            let taken = wait!(transaction.take(&names(["a"])))?;
+            wait!(transaction.give(&[Gift::new(name("b"), file())]))?;
+            Ok(taken)
+        })));
+
+        assert_eq!((taken.unwrap().len(), times), (1, 2));
+        daemon.ends();
+    }
+
+    fn a_transaction_that_fails_is_rolled_back_and_not_done_anew() {
+        let daemon = Stage::plays(|stage| {
+            let mut line = stage.accepts();
+            line.answers("Begin", Reply::Done);
+            line.refuses("Take a", Refusal::NotFound { name: "a".into() });
+            line.answers("Rollback", Reply::Done);
+            line.answers("GetStatistics", Reply::Statistics(figures(1)));
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let error = wait!(client.transact(act!(|transaction| {
+            wait!(transaction.take(&names(["a"])))
+        })));
+
+        assert!(matches!(error, Err(Error::Refused(Refusal::NotFound { .. }))), "{error:?}");
+        wait!(client.statistics()).unwrap();
+        daemon.ends();
+    }
 }
