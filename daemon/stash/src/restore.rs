@@ -68,6 +68,11 @@ impl Replay {
         carried
     }
 
+    /// The numbers of all that is kept.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> {
+        self.entries.values().map(|kept| *kept.fd)
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -110,6 +115,7 @@ impl<F> Stash<F> {
     /// place before. Connections that wait come in the order in which they do.
     pub fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing) {
         self.clients.insert(id, Client::new(who));
+        self.tickets.go_on(id);
         let kept = self.slots.values().filter_map(|slot| slot.kept.as_ref());
         let own = kept.filter(|kept| kept.details.ephemeral_of == Some(id));
         let own = own.map(|kept| (kept.details.id, kept.details.name.clone())).collect();

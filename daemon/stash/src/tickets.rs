@@ -99,6 +99,22 @@ impl Tickets {
         }
     }
 
+    /// Takes note that a connection, which had ended, stands.
+    pub(crate) fn go_on(&mut self, id: ConnectionId) {
+        let Some(&Done { uid, until_boot_usec, .. }) = self.last.get(&id) else { return };
+        self.note_no_end(uid, until_boot_usec, id);
+    }
+
+    fn note_no_end(&mut self, uid: u32, until_boot_usec: u64, id: ConnectionId) {
+        self.ended.remove(&(until_boot_usec, id));
+        if let Some(of_user) = self.ended_by_user.get_mut(&uid) {
+            of_user.remove(&(until_boot_usec, id));
+            if of_user.is_empty() {
+                self.ended_by_user.remove(&uid);
+            }
+        }
+    }
+
     fn forget_expired(&mut self, now: Now) {
         while let Some(&(_, id)) = self.ended.first().filter(|(until, _)| *until <= now.boot_usec) {
             self.forget(id);
@@ -110,13 +126,7 @@ impl Tickets {
         self.weight -= done.weight();
         let Done { uid, ticket, until_boot_usec, .. } = done;
         self.by_ticket.remove(&(uid, ticket));
-        self.ended.remove(&(until_boot_usec, id));
-        if let Some(of_user) = self.ended_by_user.get_mut(&uid) {
-            of_user.remove(&(until_boot_usec, id));
-            if of_user.is_empty() {
-                self.ended_by_user.remove(&uid);
-            }
-        }
+        self.note_no_end(uid, until_boot_usec, id);
     }
 }
 
@@ -127,7 +137,8 @@ impl<F> Stash<F> {
     }
 
     /// Remembers a call that was done before this stash began, in the order in which they were
-    /// recorded. Its connection has ended since, and none of this stash is called as it was.
+    /// recorded. Its connection has ended since, unless it is resumed, and no other of this stash is
+    /// called as it was.
     pub fn remember(&mut self, done: Done) {
         let by = done.by;
         self.last_connection = self.last_connection.max(by.0);

@@ -16,8 +16,8 @@ use fdstash_proto::{
     Reply, Share, Taking, Ticket,
 };
 use fdstash_stash::{
-    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Limits, Now, OpenFailure, Opening,
-    Record, Rights, Stash, Who,
+    ConnectionId, Doing, Effect, Effects, EntryId, Facts, Inspected, Limits, Now, OpenFailure,
+    Opening, Record, Rights, Stash, Who,
 };
 
 /// What stands in the place of a descriptor.
@@ -56,6 +56,12 @@ impl Stage {
         let id = self.stash.connect(who(uid)).expect("there is room");
         self.connections.insert(id, called);
         id
+    }
+
+    /// Somebody who was connected to an earlier stash goes on with this one.
+    pub(crate) fn resume(&mut self, id: ConnectionId, called: Word, uid: u32) {
+        self.stash.resume(id, who(uid), Doing::Nothing);
+        self.connections.insert(id, called);
     }
 
     pub(crate) fn disconnect(&mut self, id: ConnectionId) -> Vec<String> {
