@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use fdstash_stash::Number;
 use rustix::{
     fs::{Mode, OFlags, RawDir, open},
-    io::{FdFlags, fcntl_setfd},
+    io::{Errno, FdFlags, fcntl_setfd},
     net::{
         AddressFamily, SocketType,
         sockopt::{socket_acceptconn, socket_domain, socket_type},
     },
-    process::getpid,
+    process::{Resource, getpid, getrlimit},
 };
 
 /// The first number of those that systemd passes (`SD_LISTEN_FDS_START`).
@@ -59,7 +59,16 @@ impl Inherited {
     /// If `/proc` does not tell.
     pub(crate) fn all_but(ours: &BTreeSet<Number>) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = open("/proc/self/fd", flags, Mode::empty())?;
+        let folder = match open("/proc/self/fd", flags, Mode::empty()) {
+            // No number is left for it, so every one is of something: the last server died when its
+            // clients had sent it as much as it could hold.
+            Err(Errno::MFILE) => {
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or_default();
+                let all = 0..Number::try_from(limit).unwrap_or_default();
+                return Ok(Self(&all.collect() - ours));
+            }
+            outcome => outcome?,
+        };
         let own = number(&folder);
         let mut buffer = [MaybeUninit::uninit(); 32 << 10];
         let mut entries = RawDir::new(&folder, &mut buffer);
@@ -78,9 +87,12 @@ impl Inherited {
         self.0.remove(&number).then(|| owned(number))
     }
 
-    /// Makes all that are left their owner's.
-    pub(crate) fn claim_rest(self) -> Vec<OwnedFd> {
-        self.0.into_iter().map(owned).collect()
+    /// Makes all but these their owner's.
+    pub(crate) fn claim_all_but(&mut self, others: &BTreeSet<Number>) -> Vec<OwnedFd> {
+        let (stay, claimed) = self.0.iter().partition(|number| others.contains(number));
+        self.0 = stay;
+        let claimed: BTreeSet<Number> = claimed;
+        claimed.into_iter().map(owned).collect()
     }
 }
 
@@ -150,7 +162,7 @@ mod tests {
 
         assert!(claimed.is_some());
         assert!(inherited.claim(open).is_none());
-        assert!(inherited.claim_rest().is_empty());
+        assert!(inherited.claim_all_but(&BTreeSet::new()).is_empty());
     }
 
     #[test]

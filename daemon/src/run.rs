@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
+    mem::ManuallyDrop,
     rc::Rc,
     time::Duration,
 };
@@ -59,7 +60,8 @@ pub(crate) enum Input {
 
 /// The stash, and who and what there is around it.
 pub(crate) struct Daemon {
-    pub(crate) stash: Stash<Descriptor>,
+    /// Never dropped: what that would close, the journal names.
+    pub(crate) stash: ManuallyDrop<Stash<Descriptor>>,
     pub(crate) journal: Journal,
     pub(crate) heart: Heart,
     pub(crate) scratch: Rc<RefCell<Scratch>>,
@@ -91,7 +93,7 @@ impl Daemon {
         restored: Restored,
         status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
-        let Restored { stash, effects, connections, unknown, back, missing } = restored;
+        let Restored { stash, effects, connections, closed, back, missing } = restored;
         let (inputs, received) = mpsc::unbounded_channel();
         let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
         rewrite(&mut journal, &stash).context("writing the journal anew")?;
@@ -117,16 +119,13 @@ impl Daemon {
         };
         let daemon = Rc::new(RefCell::new(daemon));
         if restores > 0 {
-            let (closed, connections) = (unknown.len(), connections.len());
+            let connections = connections.len();
             tracing::info!(back, missing, closed, connections, "came back to what was kept");
         }
         for connected in connections {
             Connection::resume(&daemon, connected);
         }
         let mut borrowed = daemon.borrow_mut();
-        for fd in unknown {
-            borrowed.closer.close(fd);
-        }
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);
         drop(borrowed);

@@ -154,6 +154,11 @@ impl Seat {
         }
     }
 
+    /// Whether nothing waits to be sent.
+    pub(crate) fn has_nothing_to_say(&self) -> bool {
+        self.state.borrow().outbox.is_empty()
+    }
+
     /// Closes the connection when its answers have left.
     pub(crate) fn close_soon(&self) {
         self.state.borrow_mut().closing = true;

@@ -19,8 +19,10 @@ use crate::{
     heart::{Heart, State, Wish},
     keeper::Start,
     lasting::Lasting,
-    restore::{Restored, left_open, restore},
+    process,
+    restore::{self, Restored},
     run::Daemon,
+    steps::step,
     systemd::{self, Status},
 };
 
@@ -40,14 +42,17 @@ pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, star
 
 fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> Result<()> {
     #[cfg(feature = "crash-steps")]
-    crate::steps::born(heart.lives());
-    let open = left_open(lasting)?;
+    // Whose first server dies while it starts, does not start.
+    if !crate::journal::is_new(&lasting.journal)? {
+        crate::steps::born();
+    }
+    let left = restore::find(lasting, start)?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
-        let restored = restore(lasting, config, start, open, &Closer::new(Handle::current()))?;
+        let restored = restore::restore(left, config, &Closer::new(Handle::current()));
         serve(lasting, config, heart, start, restored).await
     });
     // A close or an open that hangs shall not keep the process.
@@ -63,7 +68,7 @@ async fn serve(
     restored: Restored,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
-    let mut keeper = handover::Keeper::find()?;
+    let mut keeper = handover::Keeper::find(heart)?;
     if start == Start::TakeOver {
         keeper.take_over(lasting)?;
     }
@@ -72,6 +77,7 @@ async fn serve(
     let manager = lasting.manager.as_ref();
     let (status, reporting) = Status::new(lasting.manager.clone());
     let (daemon, received) = Daemon::new(lasting, config, heart, restored, status)?;
+    step("before the door opens");
     let _beating = spawn_local(async move {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -171,13 +177,17 @@ pub(crate) enum Event {
 impl Signals {
     fn new() -> Result<Self> {
         let on = |kind| signal(kind).context("waiting for signals");
-        Ok(Self {
+        let signals = Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             look: on(SignalKind::user_defined1())?,
             hang_up: on(SignalKind::hangup())?,
             has_ended: false,
-        })
+        };
+        // Those that came before wait: one that killed this server while it starts would leave the
+        // version before, of which it was to take over, to go on.
+        process::unblock_signals();
+        Ok(signals)
     }
 
     /// Waits for the next event.
