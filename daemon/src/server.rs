@@ -134,20 +134,23 @@ async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
     .await;
 }
 
-/// The door, for as long as it is open.
-struct Open(JoinHandle<()>);
+/// The door, and who stands at it for as long as it is open.
+struct Open(Option<JoinHandle<()>>);
 
 impl Open {
     fn door(lasting: &Lasting, daemon: &Rc<RefCell<Daemon>>) -> Result<Self> {
         // A descriptor of its own for the same socket: the keeper's stays where it is.
         let listener = lasting.listener.try_clone().context("serving the listening socket")?;
         let door = Door::new(listener.into(), Rc::clone(daemon))?;
-        Ok(Self(spawn_local(door.admit())))
+        Ok(Self(Some(spawn_local(door.admit()))))
     }
 
+    /// Closes it, if it is not closed already.
     async fn close(&mut self) {
-        self.0.abort();
-        let _ = (&mut self.0).await;
+        if let Some(admitting) = self.0.take() {
+            admitting.abort();
+            let _ = admitting.await;
+        }
     }
 }
 
