@@ -1200,3 +1200,21 @@ fn a_full_stash_comes_back() {
     let copy = client.copy(&names(["n00000"])).unwrap();
     assert_eq!(identity(only(copy)), identity(&kept));
 }
+
+#[test]
+fn asked_to_end_in_the_middle_of_an_upgrade_it_ends() {
+    let mut daemon = Daemon::spawn();
+    let mut raw = daemon.raw();
+    raw.call("Begin", &json!({}));
+    daemon.signal(Signal::HUP);
+    wait_until(SOON, || daemon.log().contains("making way"));
+
+    daemon.signal(Signal::TERM);
+    raw.call("Commit", &json!({}));
+    let status = daemon.terminate();
+
+    assert_eq!(status.code(), Some(0), "{}", daemon.log());
+    wait_until(SOON, || daemon.processes() == 0);
+    assert_eq!(daemon.servers(), 1, "{}", daemon.log());
+    assert!(!daemon.socket().exists() && !daemon.socket().with_extension("lock").exists());
+}
