@@ -31,9 +31,11 @@ lint:
 	$(CARGO) clippy --package fdstash --no-default-features -- $(WARNINGS)
 	RUSTDOCFLAGS="$(WARNINGS)" $(CARGO) doc --workspace --no-deps --document-private-items
 
-# The programs first: the end-to-end tests run them.
+# The programs first: the end-to-end tests run them, also one that dies at every step.
+STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
 unit:
 	$(CARGO) build --workspace --bins --examples
+	$(CARGO) build --package fdstashd --features crash-steps --target-dir $(STEPS)
 	$(CARGO) test --workspace
 
 # Measures on this machine, beside the kernel's own cost in the same run.

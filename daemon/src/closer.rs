@@ -10,6 +10,8 @@ use std::{
 
 use tokio::runtime::Handle;
 
+use crate::steps::step;
+
 /// How many closes may hang at a time before the others wait for them.
 const MOST_WORKERS: usize = 64;
 
@@ -93,7 +95,9 @@ impl Shared {
                 state.taken += 1;
                 fd
             };
+            step("before a close");
             drop(fd);
+            step("after a close");
         }
     }
 }

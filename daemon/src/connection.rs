@@ -2,6 +2,7 @@
 //!
 //! A connection has one call at a time; what it sends meanwhile waits, at first here and then in its
 //! socket, so that a client that asks faster than it is answered slows down itself and nobody else.
+//! Reading, calling and sending stand in one file, since each of them waits for the other two.
 
 use std::{
     cell::RefCell,
@@ -28,6 +29,7 @@ use crate::{
     inspect::is_hung_up,
     run::{Daemon, Input},
     seat::{Current, Left, Seat, State, fitting},
+    steps::step,
 };
 
 /// How long the message may take to come whose descriptors came with those before it. Their
@@ -217,7 +219,9 @@ impl Connection {
             }
             let Some(incoming) = self.inbox.next_call()? else { return Ok(began) };
             self.whole_by = None;
+            step("before a call");
             self.begin(incoming);
+            step("after a call");
             began = true;
         }
     }
@@ -277,7 +281,10 @@ impl Connection {
                 }
                 let bytes = &mut self.scratch.borrow_mut().write;
                 let fds = state.outbox.next_send(bytes, PIECE);
-                let count = match self.send(bytes, fds) {
+                step("before a send");
+                let sending = self.send(bytes, fds);
+                step("after a send");
+                let count = match sending {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
                     Err(error) => return Err(error.into()),
@@ -355,8 +362,10 @@ impl Connection {
     fn read(&mut self) -> Result<(), End> {
         let mut scratch = self.scratch.borrow_mut();
         let Scratch { read: buffer, fds, .. } = &mut *scratch;
+        step("before a receive");
         let received =
             self.socket.try_io(Interest::READABLE, || socket::receive(&self.socket, buffer, fds));
+        step("after a receive");
         let closer = self.daemon.borrow().closer().clone();
         let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &closer));
         match received {

@@ -23,7 +23,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use crate::{connection::Connection, peer, reminder::Reminder, run::Daemon};
+use crate::{connection::Connection, peer, reminder::Reminder, run::Daemon, steps::step};
 
 /// How long to wait where the kernel cannot give a connection for a reason that will pass.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -75,6 +75,7 @@ impl Door {
         match admitted {
             Ok((id, seat)) => {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection admitted");
+                step("before a welcome");
                 spawn_local(Connection::new(id, socket, seat, &self.daemon).run());
             }
             Err(refusal) => {

@@ -17,10 +17,7 @@ use rustix::{
         AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send,
         shutdown, socketpair,
     },
-    process::{
-        Pid, PidfdFlags, Resource, Signal, WaitOptions, getppid, getrlimit, kill_process,
-        pidfd_open, waitpid,
-    },
+    process::{Pid, PidfdFlags, Signal, WaitOptions, getppid, kill_process, pidfd_open, waitpid},
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -92,7 +89,9 @@ pub(crate) async fn hand_over(
     signals: &mut Signals,
 ) {
     tracing::info!("making way for the next version");
+    step("before the drain");
     freeze(daemon).await;
+    step("after the drain");
     let stopped = stop(&mut daemon.borrow_mut());
     match stopped {
         Ok(baton) => {
@@ -100,6 +99,7 @@ pub(crate) async fn hand_over(
             step("before the keeper is told");
             heart.set_state(State::Drained);
             keeper.tell();
+            step("after the keeper is told");
             baton.wait(heart, keeper, signals).await;
         }
         Err(error) => tracing::error!(%error, "making way failed"),
@@ -167,6 +167,7 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     // Numbers of connections that have left no other trace are not used again either.
     daemon.journal.append(|bytes| begin.write(bytes))?;
     daemon.journal.append(|bytes| bytes.extend_from_slice(&line))?;
+    step("after a handover");
     Ok(Baton { ours: polled(ours)?, theirs })
 }
 
@@ -239,7 +240,8 @@ impl Baton {
 /// The keeper, as its server sees it.
 pub(crate) struct Keeper {
     pid: Pid,
-    process: AsyncFd<OwnedFd>,
+    /// None, if it had died before it could be watched.
+    process: Option<AsyncFd<OwnedFd>>,
     /// Whether its death was seen.
     is_gone: bool,
     /// Whether it is one that this server has made itself.
@@ -247,18 +249,23 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// This server's.
+    /// This server's, which may have died already.
     ///
     /// # Errors
     ///
-    /// If it has died already.
-    pub(crate) fn find() -> Result<Self> {
-        let pid = getppid().context("the keeper has no number here")?;
-        Self::watch(pid, false).context("watching the keeper")
+    /// If it lives and cannot be watched.
+    pub(crate) fn find(heart: Heart) -> Result<Self> {
+        let pid = heart.keeper().context("the keeper has no number here")?;
+        let watched = Self::watch(pid, false);
+        // Asked afterwards: whoever is this process's parent now, was so when it was opened.
+        if getppid() == Some(pid) {
+            return watched.context("watching the keeper");
+        }
+        Ok(Self { pid, process: None, is_gone: true, is_spare: false })
     }
 
     fn watch(pid: Pid, is_spare: bool) -> io::Result<Self> {
-        let process = polled(pidfd_open(pid, PidfdFlags::empty())?)?;
+        let process = Some(polled(pidfd_open(pid, PidfdFlags::empty())?)?);
         Ok(Self { pid, process, is_gone: false, is_spare })
     }
 
@@ -268,7 +275,6 @@ impl Keeper {
             // It is this one's child.
             let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
         }
-        let end = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         // It cannot count what is stored from now on: as much as there can be.
         let stored = heart.stored();
         let stored = Stored {
@@ -276,7 +282,7 @@ impl Keeper {
             most_bundles: stored.most_bundles.max(capacity().unwrap_or_default() as u64),
             ..stored
         };
-        let spare = spare::make(heart, lasting.tell(None, stored), end);
+        let spare = spare::make(heart, lasting.tell(None, stored));
         match spare.and_then(|pid| Self::watch(pid, true)) {
             Ok(spare) => {
                 tracing::error!(pid = spare.pid.as_raw_pid(), "the keeper has died, made another");
@@ -285,7 +291,6 @@ impl Keeper {
             Err(error) => {
                 tracing::error!(%error, "the keeper has died, making another failed");
                 tokio::time::sleep(AGAIN).await;
-                self.is_gone = false;
             }
         }
     }
@@ -297,11 +302,11 @@ impl Keeper {
 
     /// Waits until it has died.
     pub(crate) async fn gone(&mut self) {
-        if self.is_gone {
-            return std::future::pending().await;
+        // Seen dead where nobody could make another, it is seen again.
+        if let Some(process) = self.process.as_ref().filter(|_| !self.is_gone) {
+            let _ = process.readable().await;
+            self.is_gone = true;
         }
-        let _ = self.process.readable().await;
-        self.is_gone = true;
     }
 
     /// Has it look at what its server says.
@@ -336,7 +341,9 @@ impl Keeper {
     pub(crate) fn take_over(&self, lasting: &Lasting) -> Result<()> {
         let Some(baton) = &lasting.baton else { return Ok(()) };
         step("before the baton");
-        match send(baton, &[1], SendFlags::NOSIGNAL) {
+        let sent = send(baton, &[1], SendFlags::NOSIGNAL);
+        step("after the baton");
+        match sent {
             Ok(_) => Ok(()),
             // It goes on only after its keeper has died, which is this one's; else it has ended after
             // another server of this version had taken over.

@@ -2,11 +2,14 @@
 
 use std::{
     io, ptr,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
 use fdstash_stash::Number;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::{
+    mm::{MapFlags, ProtFlags, mmap_anonymous},
+    process::{Pid, getpid},
+};
 
 /// How far a server has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +69,7 @@ struct Shared {
     state: AtomicU32,
     wish: AtomicU32,
     has_answered: AtomicBool,
-    lives: AtomicU64,
+    keeper: AtomicI32,
     baton: AtomicU32,
     first_life: AtomicU64,
     next_life: AtomicU64,
@@ -131,18 +134,17 @@ impl Heart {
         self.0.has_answered.load(SeqCst)
     }
 
-    /// Makes it that of a server which is about to start.
+    /// Makes it that of a server which is about to start, and this process its keeper.
     pub(crate) fn begin(self) {
+        self.0.keeper.store(getpid().as_raw_pid(), SeqCst);
         self.set_state(State::Starting);
         self.set_wish(Wish::Serve);
         self.0.has_answered.store(false, SeqCst);
-        self.0.lives.fetch_add(1, SeqCst);
     }
 
-    /// How many servers this keeper has started.
-    #[cfg(feature = "crash-steps")]
-    pub(crate) fn lives(self) -> u64 {
-        self.0.lives.load(SeqCst)
+    /// The keeper that has started the server.
+    pub(crate) fn keeper(self) -> Option<Pid> {
+        Pid::from_raw(self.0.keeper.load(SeqCst))
     }
 
     /// Says how far the server has come.

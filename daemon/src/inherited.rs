@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use fdstash_stash::Number;
 use rustix::{
-    io::{FdFlags, fcntl_getfd, fcntl_setfd},
+    io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd},
     net::{
         AddressFamily, SocketType,
         sockopt::{socket_acceptconn, socket_domain, socket_type},
     },
-    process::getpid,
+    process::{Resource, getpid, getrlimit},
 };
 
 /// The first number of those that systemd passes (`SD_LISTEN_FDS_START`).
@@ -64,11 +64,7 @@ impl Inherited {
     pub(crate) fn all_but(ours: impl IntoIterator<Item = Number>) -> Result<Self> {
         // To list /proc/self/fd takes the kernel an inode for each, 2.4 us of them: with 20,000 open
         // that is half of the time in which all is to be back.
-        let status =
-            fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-        let size: Number =
-            size.and_then(|size| size.trim().parse().ok()).context("no FDSize in it")?;
+        let size = size_of_table()?;
         // Those that are open now: what is opened later has its owner.
         let mut inherited = Self { free: (0..size).map(is_open).collect() };
         for number in ours {
@@ -89,11 +85,21 @@ impl Inherited {
         Some(fd)
     }
 
-    /// Makes all that are left their owner's.
-    pub(crate) fn claim_rest(self) -> Vec<OwnedFd> {
-        let free =
-            self.free.into_iter().zip(0..).filter_map(|(free, number)| free.then_some(number));
-        free.filter_map(owned).collect()
+    /// Makes all that are open but these their owner's.
+    pub(crate) fn claim_all_but(
+        &mut self,
+        others: impl IntoIterator<Item = Number>,
+    ) -> Vec<OwnedFd> {
+        let mut claimed = std::mem::take(&mut self.free);
+        self.free = vec![false; claimed.len()];
+        for number in others {
+            if let Some(is_free) = claimed.get_mut(number as usize) {
+                self.free[number as usize] = std::mem::take(is_free);
+            }
+        }
+        let numbers =
+            claimed.into_iter().zip(0..).filter_map(|(free, number)| free.then_some(number));
+        numbers.filter_map(owned).collect()
     }
 
     /// Takes a descriptor back, to be claimed by its number.
@@ -148,6 +154,22 @@ pub(crate) fn listening_socket(
     Ok(Some(socket))
 }
 
+/// No number of an open descriptor is higher.
+fn size_of_table() -> Result<Number> {
+    let status = match fs::read_to_string("/proc/self/status") {
+        // No number is left for it: the last server died when its clients had sent it as much as it
+        // could hold.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::MFILE) => {
+            let limit = getrlimit(Resource::Nofile).current.unwrap_or_default();
+            return Ok(Number::try_from(limit)?);
+        }
+        outcome => outcome.context("reading /proc/self/status")?,
+    };
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    size.and_then(|size| size.trim().parse().ok())
+        .context("there is no FDSize in /proc/self/status")
+}
+
 #[expect(unsafe_code, reason = "what is inherited comes as numbers")]
 fn is_open(number: Number) -> bool {
     let Ok(number) = i32::try_from(number) else { return false };
@@ -181,7 +203,7 @@ mod tests {
 
         assert!(claimed.is_some());
         assert!(inherited.claim(open).is_none());
-        assert!(inherited.claim_rest().is_empty());
+        assert!(inherited.claim_all_but([]).is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustix::{
     io::{Errno, pread, pwrite},
 };
 
-use crate::steps::step;
+use crate::steps::{CAN_DIE, step};
 
 /// The two files of a journal.
 pub(crate) type Files = [OwnedFd; 2];
@@ -149,7 +149,7 @@ impl Journal {
         frame.clear();
         push_line(&mut frame, write);
         step("before a record");
-        let outcome = write_all(&self.files[self.active], &frame, self.end);
+        let outcome = write_torn(&self.files[self.active], &frame, self.end);
         step("after a record");
         self.end += frame.len() as u64;
         self.frame = frame;
@@ -284,6 +284,12 @@ fn active(files: &Files) -> io::Result<Option<(usize, u64)>> {
     Ok(found)
 }
 
+/// Whether nothing was ever written.
+#[cfg(feature = "crash-steps")]
+pub(crate) fn is_new(files: &Files) -> io::Result<bool> {
+    Ok(active(files)?.is_none())
+}
+
 fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
     let size = usize::try_from(fstat(file)?.st_size).unwrap_or_default();
     let mut bytes = vec![0; size];
@@ -307,6 +313,14 @@ fn write_all(file: &OwnedFd, bytes: &[u8], at: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes in two parts, where a test may have the server die between them, and else in one.
+fn write_torn(file: &OwnedFd, bytes: &[u8], at: u64) -> io::Result<()> {
+    let (one, other) = bytes.split_at(if CAN_DIE { bytes.len() / 2 } else { 0 });
+    write_all(file, one, at)?;
+    step("within a record");
+    write_all(file, other, at + one.len() as u64)
 }
 
 fn unreadable(error: Unreadable) -> io::Error {

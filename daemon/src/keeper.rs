@@ -139,6 +139,7 @@ impl<'a> Keeper<'a> {
                 }
             }
             if self.is_ending && self.server.is_none() {
+                self.tidy_up();
                 return 0;
             }
             self.go_on_with_upgrade();
@@ -170,7 +171,6 @@ impl<'a> Keeper<'a> {
                 self.dying = None;
             }
             Ok(None) => {
-                process::unblock_signals();
                 let code = (self.serve)(self.start);
                 // Nothing is dropped: what it would close is the keeper's, too.
                 std::process::exit(code.into());
@@ -188,7 +188,7 @@ impl<'a> Keeper<'a> {
             // A rehearsal that was given up, or the server of an earlier version.
             if let Upgrade::Rehearsing(child, _) = &self.upgrade {
                 if Pid::from_child(child) == pid {
-                    self.rehearsed(status.exit_status() == Some(0));
+                    self.rehearsed(status);
                 }
             }
             return None;
@@ -208,12 +208,16 @@ impl<'a> Keeper<'a> {
         self.server = None;
         let state = self.heart.state();
         self.has_served |= state != State::Starting;
-        if state == State::Ended || self.is_ending {
+        if state == State::Ended {
+            return Some(code.unwrap_or(1));
+        }
+        if self.is_ending {
+            self.tidy_up();
             return Some(code.unwrap_or(1));
         }
         if !self.has_served {
             // It has said why.
-            self.lasting.place.iter().for_each(Place::remove);
+            self.tidy_up();
             return Some(code.filter(|code| *code != 0).unwrap_or(1));
         }
         if state != State::Starting {
@@ -221,6 +225,11 @@ impl<'a> Keeper<'a> {
         }
         self.pause();
         None
+    }
+
+    /// Removes what a server would have removed that ends in order.
+    fn tidy_up(&self) {
+        self.lasting.place.iter().filter(|place| place.is_ours()).for_each(Place::remove);
     }
 
     /// Puts off the next server, if the last ones have not been of any use.
@@ -261,6 +270,11 @@ impl<'a> Keeper<'a> {
 
     fn end(&mut self) {
         self.is_ending = true;
+        // Nor will there be a next version: the server, also one that has stopped for it, ends.
+        if let Upgrade::Rehearsing(child, _) = &mut self.upgrade {
+            let _ = child.kill();
+        }
+        self.upgrade = Upgrade::None;
         if let Some(server) = self.server {
             signal(server, Signal::TERM);
         }
@@ -291,11 +305,13 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn rehearsed(&mut self, could: bool) {
-        if could {
-            self.upgrade = Upgrade::Draining(Instant::now() + UPGRADE);
-        } else {
-            self.stays("it could not go on with what is kept, and has said why");
+    fn rehearsed(&mut self, status: WaitStatus) {
+        match status.exit_status() {
+            Some(code) if code == i32::from(lasting::COULD) => {
+                self.upgrade = Upgrade::Draining(Instant::now() + UPGRADE);
+            }
+            Some(0) => self.stays("it is another program"),
+            Some(_) | None => self.stays("it could not go on with what is kept"),
         }
     }
 

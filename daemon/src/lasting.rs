@@ -28,6 +28,10 @@ const KEPT: &str = "FDSTASH_KEPT";
 /// Says to a program that it shall only see whether it could go on with the journal of these numbers.
 const REHEARSAL: &str = "FDSTASH_REHEARSAL";
 
+/// How a program ends a rehearsal that could go on. Not with success, which every other program has,
+/// too, and which would then be this one's end.
+pub(crate) const COULD: u8 = 93;
+
 /// What outlives every server. It is never dropped: the servers and their keeper have one table of
 /// descriptors, and memory of their own with this in each.
 pub(crate) struct Lasting {

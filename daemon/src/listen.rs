@@ -124,6 +124,11 @@ impl Place {
         self.lock.as_fd()
     }
 
+    /// Whether the place is still this daemon's, and not another's that came after its end.
+    pub(crate) fn is_ours(&self) -> bool {
+        is_at(&self.lock, &beside(&self.path))
+    }
+
     /// Removes the socket, and then the lock: the daemon ends.
     pub(crate) fn remove(&self) {
         remove(&self.path);

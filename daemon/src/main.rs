@@ -78,7 +78,7 @@ fn main() -> ExitCode {
 /// Keeps servers, each in a process of its own, until the daemon ends.
 fn keep(args: Args) -> Result<u8> {
     if lasting::rehearse()? {
-        return Ok(0);
+        return Ok(lasting::COULD);
     }
     // First of all, while the numbers that were passed are surely still what they were.
     let (mut passed, named) = Inherited::from_systemd()?;

@@ -22,6 +22,7 @@ use crate::{
     closer::Closer,
     descriptor::Descriptor,
     inspect::{DSYNC, identity, inspect, is_hung_up, look, proc_path},
+    steps::step,
 };
 
 /// Opens all of them, each as often as is asked for, or none.
@@ -44,10 +45,12 @@ fn open_and_inspect(
     opening: &Opening<Descriptor>,
     closer: &Closer,
 ) -> Result<Inspected<Descriptor>, Errno> {
+    step("before an open");
     let fd = match &opening.rights {
         Rights::Daemon => open_file(opening)?,
         Rights::Peer(who) => open_as(who, opening)?,
     };
+    step("after an open");
     inspect(Descriptor::new(fd, closer))
 }
 

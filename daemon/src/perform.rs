@@ -11,11 +11,13 @@ use crate::{
     open::open_all,
     run::{Daemon, Input, mirror_one, with_drift},
     seat::Answered,
+    steps::step,
 };
 
 impl Daemon {
     pub(crate) fn perform(&mut self, effects: Effects<Descriptor>) {
         for effect in effects {
+            step("between two effects");
             match effect {
                 Effect::Record(record) => self.record(&record),
                 Effect::Answer { to, outcome, confirm } => self.answer(to, outcome, confirm),

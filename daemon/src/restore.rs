@@ -1,7 +1,14 @@
 //! Coming back to what was kept: the journal says what each open descriptor is, and what it says
 //! nothing of is closed.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    mem::ManuallyDrop,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use fdstash_proto::Keeper;
@@ -16,17 +23,35 @@ use crate::{
     keeper::Start,
     lasting::Lasting,
     mirror::bundle,
+    steps::step,
 };
+
+/// How long to wait for the closing of what nobody knows. It frees numbers, of which this server
+/// needs some; but a close may wait for a server that is dead.
+const TIDYING: Duration = Duration::from_secs(1);
+
+/// What is left of an earlier server: what the journal says, and the descriptors that it names.
+pub(crate) struct Left {
+    replay: Replay,
+    carried: Vec<Carried>,
+    open: Inherited,
+    bundles: ManuallyDrop<Vec<OwnedFd>>,
+    closed: usize,
+}
 
 /// A stash of what was kept, and what goes with it. Owns every descriptor of the process that is not
 /// [`Lasting`], nor this server's.
 pub(crate) struct Restored {
-    pub(crate) stash: Stash<Descriptor>,
+    /// Never dropped: what that would close, the journal names, and the next server is to find.
+    pub(crate) stash: ManuallyDrop<Stash<Descriptor>>,
     pub(crate) effects: Effects<Descriptor>,
     /// The connections that go on.
     pub(crate) connections: Vec<Connected>,
-    /// What nobody knows, to be closed.
-    pub(crate) unknown: Vec<OwnedFd>,
+    /// What the service manager has been given to store, by whomever. Not dropped where this server
+    /// fails: the next one comes back to that too, if there is no journal yet.
+    pub(crate) bundles: ManuallyDrop<Vec<OwnedFd>>,
+    /// How many descriptors were closed that nobody knew.
+    pub(crate) closed: usize,
     /// How many entries came back.
     pub(crate) back: usize,
     /// How many did not, though they should have.
@@ -41,43 +66,61 @@ pub(crate) struct Connected {
     pub(crate) fds: Vec<Descriptor>,
 }
 
-/// What is open and not [`Lasting`]: to be asked for before this server opens anything.
+/// Finds what is left of an earlier server, and closes what nobody knows. To be called before this
+/// server opens anything.
 ///
 /// # Errors
 ///
-/// If `/proc` does not tell.
-pub(crate) fn left_open(lasting: &Lasting) -> Result<Inherited> {
+/// If the journal cannot be read, or `/proc` does not tell what is open. Then nothing is closed.
+pub(crate) fn find(lasting: &Lasting, start: Start) -> Result<Left> {
     let standard: [Number; 3] = [0, 1, 2];
-    Inherited::all_but(lasting.numbers().chain(standard))
-}
-
-/// Restores from the journal. Owns what was left open.
-///
-/// # Errors
-///
-/// If the journal cannot be read. Then nothing is closed.
-pub(crate) fn restore(
-    lasting: &Lasting,
-    config: &Config,
-    start: Start,
-    mut open: Inherited,
-    closer: &Closer,
-) -> Result<Restored> {
+    let mut open = Inherited::all_but(lasting.numbers().chain(standard))?;
+    step("before the journal is read");
     let mut replay = Replay::default();
-    let read = journal::read(&lasting.journal, |line| replay.add(line));
-    read.context("reading the journal")?;
+    journal::read(&lasting.journal, |line| replay.add(line)).context("reading the journal")?;
     if start == Start::Serve {
         replay.forget_connections();
     }
     if replay.is_the_first() {
         adopt(&mut replay, &mut open, &lasting.stored);
     }
+    let carried = replay.take_carried();
+    let of_connections = carried.iter().flat_map(|one| one.fds.iter().chain([&one.number]));
+    let known: Vec<_> = replay.numbers().chain(of_connections.copied()).collect();
+    step("before what nobody knows is closed");
+    // What the journal still names of it is ephemeral, and no server ever comes back to that.
+    let unknown = open.claim_all_but(known);
+    let (bundles, unknown): (Vec<_>, Vec<_>) = unknown.into_iter().partition(bundle::is_one);
+    let (bundles, closed) = (ManuallyDrop::new(bundles), unknown.len());
+    close_all(unknown)?;
+    step("after what nobody knew is closed");
+    Ok(Left { replay, carried, open, bundles, closed })
+}
+
+/// Closes on a thread of its own, and does not wait for ever. There is no loop yet, and no closer.
+fn close_all(fds: Vec<OwnedFd>) -> Result<()> {
+    let (done, is_done) = mpsc::channel();
+    let close = move || {
+        drop(fds);
+        // Fails if nobody waits any more.
+        let _ = done.send(());
+    };
+    thread::Builder::new().spawn(close).context("starting a thread")?;
+    // What has not been closed by then has lost its number at least, or waits behind what has.
+    let _ = is_done.recv_timeout(TIDYING);
+    Ok(())
+}
+
+/// Restores what is left.
+pub(crate) fn restore(left: Left, config: &Config, closer: &Closer) -> Restored {
+    let Left { replay, carried, mut open, bundles, closed } = left;
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
-    for carried in replay.take_carried() {
-        let fds = carried.fds.iter().filter_map(|number| claim(*number));
-        let fds = fds.map(|fd| Descriptor::new(fd, closer)).collect();
-        let Some(socket) = claim(carried.number) else { continue };
+    for carried in carried {
+        let fds = carried.fds.iter().map(|number| Some(Descriptor::new(claim(*number)?, closer)));
+        let fds = fds.collect::<Option<Vec<_>>>();
+        // Without one of them, the others would be taken for what they are not.
+        let (Some(socket), Some(fds)) = (claim(carried.number), fds) else { continue };
         connections.push(Connected { carried, socket, fds });
     }
     let (mut back, mut missing) = (0, 0);
@@ -94,8 +137,9 @@ pub(crate) fn restore(
         fd.map(|fd| Arc::new(Descriptor::new(fd, closer)))
     };
     let (stash, effects) = Stash::restore(config.limits, Keeper::Process, replay, claim_kept);
-    let unknown = open.claim_rest();
-    Ok(Restored { stash, effects, connections, unknown, back, missing })
+    step("after a restore");
+    let stash = ManuallyDrop::new(stash);
+    Restored { stash, effects, connections, bundles, closed, back, missing }
 }
 
 /// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.

@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
+    mem::ManuallyDrop,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -34,7 +35,7 @@ use crate::{
     inspect::{flags_now, inspect},
     journal::Journal,
     lasting::Lasting,
-    mirror::{Old, bundle},
+    mirror::Old,
     reminder::Reminder,
     restore::{Restored, rewrite},
     seat::Seat,
@@ -64,7 +65,8 @@ pub(crate) enum Input {
 
 /// The stash, and who and what there is around it.
 pub(crate) struct Daemon {
-    pub(crate) stash: Stash<Descriptor>,
+    /// Never dropped: what that would close, the journal names.
+    pub(crate) stash: ManuallyDrop<Stash<Descriptor>>,
     pub(crate) journal: Journal,
     pub(crate) heart: Heart,
     pub(crate) scratch: Rc<RefCell<Scratch>>,
@@ -97,7 +99,7 @@ impl Daemon {
         restored: Restored,
         status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
-        let Restored { stash, effects, connections, unknown, back, missing } = restored;
+        let Restored { stash, effects, connections, bundles, closed, back, missing } = restored;
         let (inputs, received) = mpsc::unbounded_channel();
         let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
         rewrite(&mut journal, &stash).context("writing the journal anew")?;
@@ -124,7 +126,7 @@ impl Daemon {
         };
         let daemon = Rc::new(RefCell::new(daemon));
         if restores > 0 {
-            let (closed, connections) = (unknown.len(), connections.len());
+            let connections = connections.len();
             tracing::info!(back, missing, closed, connections, "came back to what was kept");
         }
         daemon.borrow_mut().perform(effects);
@@ -132,11 +134,7 @@ impl Daemon {
             Connection::resume(&daemon, connected);
         }
         let mut borrowed = daemon.borrow_mut();
-        let (bundles, unknown) = unknown.into_iter().partition(bundle::is_one);
-        for fd in unknown {
-            borrowed.closer.close(fd);
-        }
-        store::mirror(&mut borrowed, lasting, heart, bundles)?;
+        store::mirror(&mut borrowed, lasting, heart, ManuallyDrop::into_inner(bundles))?;
         let effects = borrowed.stash.go_without(clock::now());
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);

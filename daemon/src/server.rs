@@ -20,8 +20,10 @@ use crate::{
     heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
-    restore::{Restored, left_open, restore},
+    process,
+    restore::{self, Restored},
     run::Daemon,
+    steps::step,
     systemd::{self, Status},
 };
 
@@ -44,14 +46,17 @@ pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, star
 
 fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> Result<()> {
     #[cfg(feature = "crash-steps")]
-    crate::steps::born(heart.lives());
-    let open = left_open(lasting)?;
+    // Whose first server dies while it starts, does not start.
+    if !crate::journal::is_new(&lasting.journal)? {
+        crate::steps::born();
+    }
+    let left = restore::find(lasting, start)?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
-        let restored = restore(lasting, config, start, open, &Closer::new(Handle::current()))?;
+        let restored = restore::restore(left, config, &Closer::new(Handle::current()));
         serve(lasting, config, heart, start, restored).await
     });
     // A close or an open that hangs shall not keep the process.
@@ -67,7 +72,7 @@ async fn serve(
     restored: Restored,
 ) -> Result<()> {
     let mut signals = Signals::new(heart)?;
-    let mut keeper = handover::Keeper::find()?;
+    let mut keeper = handover::Keeper::find(heart)?;
     if start == Start::TakeOver {
         keeper.take_over(lasting)?;
     }
@@ -76,6 +81,7 @@ async fn serve(
     let manager = lasting.manager.as_ref();
     let (status, reporting) = Status::new(lasting.manager.clone());
     let (daemon, received) = Daemon::new(lasting, config, heart, restored, status)?;
+    step("before the door opens");
     spawn_local(beat(heart));
     Daemon::listen_to_itself(&daemon, received);
     tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
@@ -154,20 +160,23 @@ fn write_out(daemon: &Daemon, kept: usize) {
     }
 }
 
-/// The door, for as long as it is open.
-struct Open(JoinHandle<()>);
+/// The door, and who stands at it for as long as it is open.
+struct Open(Option<JoinHandle<()>>);
 
 impl Open {
     fn door(lasting: &Lasting, daemon: &Rc<RefCell<Daemon>>) -> Result<Self> {
         // A descriptor of its own for the same socket: the keeper's stays where it is.
         let listener = lasting.listener.try_clone().context("serving the listening socket")?;
         let door = Door::new(listener.into(), Rc::clone(daemon))?;
-        Ok(Self(spawn_local(door.admit())))
+        Ok(Self(Some(spawn_local(door.admit()))))
     }
 
+    /// Closes it, if it is not closed already.
     async fn close(&mut self) {
-        self.0.abort();
-        let _ = (&mut self.0).await;
+        if let Some(admitting) = self.0.take() {
+            admitting.abort();
+            let _ = admitting.await;
+        }
     }
 }
 
@@ -200,14 +209,18 @@ pub(crate) enum Event {
 impl Signals {
     fn new(heart: Heart) -> Result<Self> {
         let on = |kind| signal(kind).context("waiting for signals");
-        Ok(Self {
+        let signals = Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             look: on(SignalKind::user_defined1())?,
             hang_up: on(SignalKind::hangup())?,
             look_at_keeper: LookAtKeeper::new(heart),
             has_ended: false,
-        })
+        };
+        // Those that came before wait: one that killed this server while it starts would leave the
+        // version before, of which it was to take over, to go on.
+        process::unblock_signals();
+        Ok(signals)
     }
 
     /// Waits for the next event.

@@ -8,11 +8,15 @@
 use std::{
     ffi::{CString, OsString},
     io,
+    mem::MaybeUninit,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal},
+    fs::{Mode, OFlags, RawDir, open},
+    process::{
+        Pid, PidfdFlags, Resource, Signal, getpid, getrlimit, pidfd_open, pidfd_send_signal,
+    },
 };
 
 use crate::{
@@ -30,8 +34,6 @@ struct Next {
     variables: Vec<CString>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
-    /// No descriptor has this number or a higher one.
-    end: libc::c_int,
 }
 
 /// Makes a spare keeper of this process, and gives its number. `kept` is what the program is told
@@ -40,8 +42,8 @@ struct Next {
 /// # Errors
 ///
 /// If there can be no other process.
-pub(crate) fn make(heart: Heart, kept: (OsString, OsString), end: u64) -> io::Result<Pid> {
-    let next = Next::new(kept, end)?;
+pub(crate) fn make(heart: Heart, kept: (OsString, OsString)) -> io::Result<Pid> {
+    let next = Next::new(kept)?;
     let server = pidfd_open(getpid(), PidfdFlags::empty())?;
     match process::clone()? {
         // `server` is the keeper's as well, whose table this is: it stays open in both.
@@ -77,14 +79,13 @@ fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
 }
 
 impl Next {
-    fn new(kept: (OsString, OsString), end: u64) -> io::Result<Self> {
+    fn new(kept: (OsString, OsString)) -> io::Result<Self> {
         let (args, variables) = process::environment(kept)?;
         let argv = process::pointers(&args);
         let envp = process::pointers(&variables);
         // The very file that runs, whatever stands at its path today.
         let program = CString::from(c"/proc/self/exe");
-        let end = libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX);
-        Ok(Self { program, args, variables, argv, envp, end })
+        Ok(Self { program, args, variables, argv, envp })
     }
 
     /// Goes on without the server that there was: ends, if that had ended as it was asked to, and
@@ -102,13 +103,37 @@ impl Next {
     #[expect(unsafe_code, reason = "in this process nothing but system calls may be made")]
     fn exec(&self) {
         debug_assert!(self.args.len() < self.argv.len() && self.variables.len() < self.envp.len());
-        for number in 3..self.end {
-            // SAFETY: a flag of a number that is nobody's is an error and nothing else; those that
-            // are open stay so, and this process has no owner of them that would mind.
-            unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
-        }
+        leave_all_open();
         // SAFETY: both lists end with null, and their texts live as long as `self`.
         unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+    }
+}
+
+/// Leaves everything open for the program that this one becomes. Only what is open is asked for: the
+/// limit on descriptors may be a thousand million.
+fn leave_all_open() {
+    let mut buffer = [MaybeUninit::uninit(); 4 << 10];
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = open(c"/proc/self/fd", flags, Mode::empty()) else {
+        // There is no number left for it, so every one is of something.
+        return (3..getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)).for_each(leave_open);
+    };
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let digits = entry.file_name().to_bytes();
+        if digits.iter().all(u8::is_ascii_digit) {
+            leave_open(digits.iter().fold(0, |all, digit| all * 10 + u64::from(digit - b'0')));
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "in this process there are numbers, and no owners of them")]
+fn leave_open(number: u64) {
+    let number = libc::c_int::try_from(number).unwrap_or(-1);
+    if number > 2 {
+        // SAFETY: a flag of a number that is nobody's is an error and nothing else; those that are
+        // open stay so, and this process has no owner of them that would mind.
+        unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
     }
 }
 

@@ -1,7 +1,6 @@
 //! A daemon of the test's own.
 
 use std::{
-    env,
     ffi::OsString,
     fs::{self, File, Permissions},
     os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
@@ -18,27 +17,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{Group, Raw, SOON, User, wait_until};
-
-/// A program of this workspace, built: `fdstashd`, `fdstash` or `examples/vmm`.
-///
-/// # Panics
-///
-/// If it is not.
-#[must_use]
-pub fn program(name: &str) -> PathBuf {
-    let here = env::current_exe().expect("a test knows where it is");
-    // A test is in target/<profile>/deps.
-    let profile = here.ancestors().nth(2).expect("a test is in a folder of the target");
-    let path = profile.join(name);
-    assert!(
-        path.exists(),
-        "{} is not built: run `make test`, or before the tests \
-         `cargo build --workspace --bins --examples`",
-        path.display()
-    );
-    path
-}
+use crate::{Group, Raw, SOON, User, install_program, program, program_with_steps, wait_until};
 
 /// What a daemon shall be like.
 #[derive(Debug, Default)]
@@ -46,6 +25,8 @@ pub struct Builder {
     args: Vec<OsString>,
     user: Option<User>,
     open_files: Option<u64>,
+    crashing: Option<String>,
+    has_own_program: bool,
 }
 
 impl Builder {
@@ -70,6 +51,22 @@ impl Builder {
         self
     }
 
+    /// Whose servers die at steps as the plan says (`daemon/src/steps.rs`), and which runs from a file
+    /// of its own.
+    #[must_use]
+    pub fn crashing(mut self, plan: String) -> Self {
+        self.crashing = Some(plan);
+        self.has_own_program = true;
+        self
+    }
+
+    /// That runs from a file of its own, [`Daemon::program`].
+    #[must_use]
+    pub fn own_program(mut self) -> Self {
+        self.has_own_program = true;
+        self
+    }
+
     /// Starts it in a folder of its own, and returns when it answers.
     ///
     /// # Panics
@@ -83,8 +80,15 @@ impl Builder {
         let socket = folder.path().join("stash");
         let log = folder.path().join("log");
         // By its descriptor: another user may not be able to reach its path.
-        let binary = File::open(program("fdstashd")).expect("the daemon can be opened");
-        let path = format!("/proc/self/fd/{}", DecInt::from_fd(&binary).as_str());
+        let built =
+            if self.crashing.is_some() { program_with_steps() } else { program("fdstashd") };
+        let binary = File::open(&built).expect("the daemon can be opened");
+        let mut path = format!("/proc/self/fd/{}", DecInt::from_fd(&binary).as_str());
+        if self.has_own_program {
+            let own = folder.path().join("fdstashd");
+            install_program(&built, &own);
+            path = own.to_str().expect("a plain path").to_owned();
+        }
         let mut command = match self.open_files {
             None => Command::new(path),
             Some(most) => {
@@ -95,6 +99,9 @@ impl Builder {
             }
         };
         command.arg("--socket").arg(&socket).args(["--log", "debug"]).args(&self.args);
+        if let Some(plan) = &self.crashing {
+            command.env("FDSTASH_CRASH", plan);
+        }
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
                 .expect("root can give a folder away");
@@ -103,7 +110,11 @@ impl Builder {
         let stderr = File::create(&log).expect("a log can be made");
         let processes = Group::spawn(command.stdin(Stdio::null()).stderr(stderr));
         let daemon = Daemon { processes, socket, log, folder, has_ended: false };
-        wait_until(SOON, || UnixStream::connect(&daemon.socket).is_ok());
+        wait_until(SOON, || UnixStream::connect(&daemon.socket).is_ok() && daemon.servers() > 0);
+        if self.crashing.is_some() {
+            // The first of its servers lives on.
+            kill_process(daemon.server().0, Signal::KILL).expect("the server can be killed");
+        }
         daemon
     }
 }
@@ -143,6 +154,12 @@ impl Daemon {
     #[must_use]
     pub fn path(&self, below: &str) -> PathBuf {
         self.folder.path().join(below)
+    }
+
+    /// Where its program stands, if that is its own.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.path("fdstashd")
     }
 
     /// Its first process, the keeper.

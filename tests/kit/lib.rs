@@ -8,6 +8,8 @@
 mod daemon;
 mod group;
 mod machine;
+mod program;
+mod random;
 mod raw;
 mod systemd;
 mod user;
@@ -23,9 +25,11 @@ use std::{
 use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
-    daemon::{Builder, Daemon, program},
+    daemon::{Builder, Daemon},
     group::Group,
     machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    program::{install_program, program, program_with_steps},
+    random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     systemd::{Systemd, install, uninstall},
     user::User,

@@ -104,6 +104,11 @@ impl Replay {
         carried
     }
 
+    /// The numbers of all that is kept.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> {
+        self.entries.values().map(|kept| *kept.fd)
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
