@@ -246,29 +246,6 @@ fn a_stash_that_is_restored_remembers_what_the_old_one_did() {
 }
 
 #[test]
-fn who_goes_on_with_a_stash_that_is_restored_has_not_ended() {
-    let mut old = Stage::new();
-    let vmm = old.connect("vmm", 1);
-    old.call(vmm, ticketed("t1", close([])));
-    let recorded: Vec<Done> = old.stash.tickets().cloned().collect();
-
-    let mut stage = Stage::new();
-    recorded.into_iter().for_each(|done| stage.stash.remember(done));
-    stage.resume(vmm, "vmm", 1);
-    stage.tick(61 * SECOND_USEC);
-    end_with(&mut stage, 2, 0..1);
-    let other = stage.connect("other", 1);
-    let while_it_stands = stage.call(other, ticketed("t1", commit()));
-    stage.disconnect(vmm);
-    stage.tick(61 * SECOND_USEC);
-    end_with(&mut stage, 2, 1..2);
-    let later = stage.call(other, ticketed("t1", commit()));
-
-    assert_eq!(while_it_stands, ["other: done"]);
-    assert_eq!(later, ["other: TransactionState"]);
-}
-
-#[test]
 fn of_all_records_of_a_connection_a_restored_stash_remembers_the_last() {
     let done = |by, text, until_boot_usec| {
         let ticket = fdstash_proto::Ticket::new(text).expect("a ticket");

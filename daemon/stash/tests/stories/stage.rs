@@ -64,12 +64,6 @@ impl Stage {
         id
     }
 
-    /// Somebody who was connected to an earlier stash goes on with this one.
-    pub(crate) fn resume(&mut self, id: ConnectionId, called: Word, uid: u32) {
-        self.stash.resume(id, who(uid), Doing::Nothing);
-        self.connections.insert(id, called);
-    }
-
     pub(crate) fn disconnect(&mut self, id: ConnectionId) -> Vec<String> {
         let effects = self.stash.disconnect(id, self.now());
         self.tell(effects)
