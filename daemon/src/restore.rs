@@ -18,6 +18,7 @@ use crate::{
     args::Config,
     closer::Closer,
     descriptor::Descriptor,
+    heart::Heart,
     inherited::{Inherited, number},
     journal,
     keeper::Start,
@@ -112,7 +113,7 @@ fn close_all(fds: Vec<OwnedFd>) -> Result<()> {
 }
 
 /// Restores what is left.
-pub(crate) fn restore(left: Left, config: &Config, closer: &Closer) -> Restored {
+pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer) -> Restored {
     let Left { replay, carried, mut open, bundles, closed } = left;
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
@@ -125,6 +126,8 @@ pub(crate) fn restore(left: Left, config: &Config, closer: &Closer) -> Restored 
     }
     let (mut back, mut missing) = (0, 0);
     let claim_kept = |kept: &Kept<Number>| {
+        // However many there are, the keeper sees that it goes on.
+        heart.beat();
         let fd = claim(*kept.fd);
         match &fd {
             Some(_) => back += 1,

@@ -56,7 +56,7 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
         .build_local(LocalOptions::default())
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
-        let restored = restore::restore(left, config, &Closer::new(Handle::current()));
+        let restored = restore::restore(left, config, heart, &Closer::new(Handle::current()));
         serve(lasting, config, heart, start, restored).await
     });
     // A close or an open that hangs shall not keep the process.
