@@ -1045,6 +1045,36 @@ fn a_server_that_hangs_is_replaced() {
 }
 
 #[test]
+fn a_keeper_that_hangs_is_replaced_too() {
+    let mut daemon = Daemon::spawn();
+    let mut client = daemon.client();
+    let kept = file(daemon.path("a"), "kept");
+    client.give(&[gift("a", &kept)]).unwrap();
+
+    kill_process(daemon.pid(), Signal::STOP).unwrap();
+    wait_until(Duration::from_secs(30), || daemon.log().contains("made another"));
+
+    daemon.kill_keeper();
+    kill_the_server_of(&daemon);
+    assert_eq!(identity(only(client.take(&names(["a"])).unwrap())), identity(&kept));
+}
+
+#[test]
+fn servers_that_are_of_no_use_are_started_ever_more_seldom() {
+    // Each dies at the first step that it comes to.
+    let mut daemon = Daemon::builder().crashing("1,1".into()).spawn();
+    let began = Instant::now();
+
+    wait_until(Duration::from_secs(30), || daemon.log().matches("dying ").count() > 11);
+
+    // 5 ms, doubled each time, from the fourth on: 10, 20, 40 ...
+    assert!(began.elapsed() > Duration::from_millis(1000), "{:?}", began.elapsed());
+    daemon.signal(Signal::TERM);
+    daemon.terminate();
+    assert_eq!(daemon.processes(), 0);
+}
+
+#[test]
 fn time_goes_on_while_servers_die() {
     let daemon = Daemon::spawn();
     let mut client = daemon.client();
