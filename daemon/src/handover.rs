@@ -18,8 +18,8 @@ use rustix::{
         shutdown, socketpair,
     },
     process::{
-        Pid, PidfdFlags, Resource, Signal, WaitOptions, getppid, getrlimit, kill_process,
-        pidfd_open, waitpid,
+        Pid, PidfdFlags, Resource, Signal, WaitOptions, getppid, getrlimit, pidfd_open,
+        pidfd_send_signal, waitpid,
     },
 };
 use tokio::{
@@ -105,6 +105,7 @@ pub(crate) async fn hand_over(
         Err(error) => tracing::error!(%error, "making way failed"),
     }
     tracing::info!("going on");
+    keeper.tell_again();
     thaw(&mut daemon.borrow_mut());
     heart.set_state(State::Serving);
 }
@@ -210,9 +211,10 @@ impl Baton {
             match timeout_at(until, event).await {
                 Ok(None) => break,
                 Ok(Some(Event::Look)) if heart.wish() == Wish::Drain => {}
-                Ok(Some(Event::Upgrade)) => {}
+                // The next server may be serving already: whoever of the two serves, ends.
+                Ok(Some(Event::Upgrade | Event::End)) => {}
                 Ok(Some(Event::KeeperHangs)) => keeper.kill(),
-                Ok(Some(Event::Look | Event::KeeperGone | Event::End)) => break,
+                Ok(Some(Event::Look | Event::KeeperGone)) => break,
                 Err(_) => {
                     tracing::error!("the next version does not take over");
                     keeper.kill();
@@ -223,6 +225,9 @@ impl Baton {
         }
         if self.is_passed() {
             tracing::info!("the next version has taken over");
+            if signals.has_ended {
+                keeper.end();
+            }
             // Whatever this process still has open, the other one has, too.
             std::process::exit(0);
         }
@@ -239,26 +244,31 @@ impl Baton {
 /// The keeper, as its server sees it.
 pub(crate) struct Keeper {
     pid: Pid,
-    process: AsyncFd<OwnedFd>,
-    /// Whether its death was seen.
+    /// None, where it had died before it could be watched.
+    process: Option<AsyncFd<OwnedFd>>,
+    /// Whether its death was told of.
     is_gone: bool,
     /// Whether it is one that this server has made itself.
     is_spare: bool,
 }
 
 impl Keeper {
-    /// This server's.
+    /// This server's, by the number that it had when it made this process. It may have died since.
     ///
     /// # Errors
     ///
-    /// If it has died already.
-    pub(crate) fn find() -> Result<Self> {
-        let pid = getppid().context("the keeper has no number here")?;
+    /// The kernel's.
+    pub(crate) fn find(pid: Pid) -> Result<Self> {
         Self::watch(pid, false).context("watching the keeper")
     }
 
     fn watch(pid: Pid, is_spare: bool) -> io::Result<Self> {
-        let process = polled(pidfd_open(pid, PidfdFlags::empty())?)?;
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            // As long as it is this one's parent, or child, its number is nobody else's.
+            Ok(process) if is_spare || getppid() == Some(pid) => Some(polled(process)?),
+            Ok(_) | Err(Errno::SRCH) => None,
+            Err(error) => return Err(error.into()),
+        };
         Ok(Self { pid, process, is_gone: false, is_spare })
     }
 
@@ -300,13 +310,20 @@ impl Keeper {
         if self.is_gone {
             return std::future::pending().await;
         }
-        let _ = self.process.readable().await;
+        if let Some(process) = &self.process {
+            let _ = process.readable().await;
+        }
         self.is_gone = true;
+    }
+
+    /// Has its death told of once more, to somebody who can see to it.
+    fn tell_again(&mut self) {
+        self.is_gone = false;
     }
 
     /// Has it look at what its server says.
     fn tell(&self) {
-        let _ = kill_process(self.pid, Signal::USR1);
+        self.signal(Signal::USR1);
     }
 
     /// Asks it for an upgrade.
@@ -316,15 +333,27 @@ impl Keeper {
                 "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing"
             );
         } else {
-            let _ = kill_process(self.pid, Signal::HUP);
+            self.signal(Signal::HUP);
         }
+    }
+
+    /// Asks it to end the daemon.
+    fn end(&self) {
+        self.signal(Signal::TERM);
     }
 
     /// Ends it, since it hangs.
     pub(crate) fn kill(&self) {
         if !self.is_gone {
             tracing::error!(pid = self.pid(), "the keeper hangs, ending it");
-            let _ = kill_process(self.pid, Signal::KILL);
+            self.signal(Signal::KILL);
+        }
+    }
+
+    /// By what watches it, since its number may be another's when it is gone.
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            let _ = pidfd_send_signal(process.get_ref(), signal);
         }
     }
 

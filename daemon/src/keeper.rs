@@ -170,7 +170,6 @@ impl<'a> Keeper<'a> {
                 self.dying = None;
             }
             Ok(None) => {
-                process::unblock_signals();
                 let code = (self.serve)(self.start);
                 // Nothing is dropped: what it would close is the keeper's, too.
                 std::process::exit(code.into());
@@ -261,6 +260,10 @@ impl<'a> Keeper<'a> {
 
     fn end(&mut self) {
         self.is_ending = true;
+        if self.server.is_none() {
+            // What is kept is yet to be written out for whoever comes after this daemon.
+            self.start();
+        }
         if let Some(server) = self.server {
             signal(server, Signal::TERM);
         }

@@ -41,6 +41,7 @@ use std::{io::IsTerminal, panic, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use rustix::process::getpid;
 
 use crate::{
     args::Args,
@@ -54,6 +55,7 @@ use crate::{
 fn main() -> ExitCode {
     // Before anything else: whoever execs this has these blocked.
     process::block_signals();
+    process::settle_signals();
     // The program may run by another name than its own.
     let _ = rustix::thread::set_name(c"fdstashd");
     let args = Args::parse();
@@ -98,7 +100,9 @@ fn keep(args: Args) -> Result<u8> {
     };
     let start = if lasting.baton.is_some() { Start::TakeOver } else { Start::Serve };
     let lasting: &'static Lasting = Box::leak(Box::new(lasting));
-    let serve = |start| server::run(lasting, &config, heart, start);
+    // A server that asked for its parent could find somebody else there, where its keeper has died.
+    let own = getpid();
+    let serve = |start| server::run(lasting, &config, heart, start, own);
     let keeper =
         Keeper::new(heart, lasting, start, is_going_on, &serve).context("finding this program")?;
     Ok(keeper.run())

@@ -1,10 +1,19 @@
 //! One life of a server: it comes back to what was kept, serves, and ends in order: what has been asked
 //! is answered, if its client reads it in time.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use rustix::net::{Shutdown, shutdown};
+use rustix::{
+    net::{Shutdown, shutdown},
+    process::Pid,
+};
 use tokio::{
     runtime::{Builder, Handle, LocalOptions},
     signal::unix::{Signal, SignalKind, signal},
@@ -20,10 +29,14 @@ use crate::{
     heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
+    process,
     restore::{Restored, left_open, restore},
     run::Daemon,
     systemd::{self, Status},
 };
+
+/// How often the keeper is told that this server lives.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// How long connections may take to end when the daemon does.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -31,9 +44,16 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the service manager may take, at the end, to have everything. Less than it gives us.
 const WRITE_OUT: Duration = Duration::from_secs(20);
 
-/// Serves, in a process of its own, until it is asked to end. Gives the process's exit code.
-pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> u8 {
-    match try_run(lasting, config, heart, start) {
+/// Serves, in a process of its own that `keeper` has made, until it is asked to end. Gives the
+/// process's exit code.
+pub(crate) fn run(
+    lasting: &'static Lasting,
+    config: &Config,
+    heart: Heart,
+    start: Start,
+    keeper: Pid,
+) -> u8 {
+    match try_run(lasting, config, heart, start, keeper) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -42,7 +62,13 @@ pub(crate) fn run(lasting: &'static Lasting, config: &Config, heart: Heart, star
     }
 }
 
-fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Start) -> Result<()> {
+fn try_run(
+    lasting: &'static Lasting,
+    config: &Config,
+    heart: Heart,
+    start: Start,
+    keeper: Pid,
+) -> Result<()> {
     #[cfg(feature = "crash-steps")]
     crate::steps::born(heart.lives());
     let open = left_open(lasting)?;
@@ -52,7 +78,8 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
         let restored = restore(lasting, config, start, open, &Closer::new(Handle::current()))?;
-        serve(lasting, config, heart, start, restored).await
+        let keeper = handover::Keeper::find(keeper)?;
+        serve(lasting, config, heart, start, restored, keeper).await
     });
     // A close or an open that hangs shall not keep the process.
     runtime.shutdown_background();
@@ -65,9 +92,11 @@ async fn serve(
     heart: Heart,
     start: Start,
     restored: Restored,
+    mut keeper: handover::Keeper,
 ) -> Result<()> {
     let mut signals = Signals::new(heart)?;
-    let mut keeper = handover::Keeper::find()?;
+    // Those that came while this server restored come now, and find somebody.
+    process::unblock_signals();
     if start == Start::TakeOver {
         keeper.take_over(lasting)?;
     }
@@ -109,14 +138,14 @@ async fn serve(
         place.remove();
     }
     farewell(&daemon).await;
-    write_out(&daemon.borrow());
+    write_out(&daemon.borrow(), heart);
     heart.set_state(State::Ended);
     Ok(())
 }
 
 /// Tells the keeper every second that the loop turns.
 async fn beat(heart: Heart) {
-    let mut second = interval(Duration::from_secs(1));
+    let mut second = interval(BEAT);
     loop {
         second.tick().await;
         heart.beat();
@@ -138,7 +167,7 @@ async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
 }
 
 /// Has the service manager hold everything that is kept, for whoever comes after this daemon.
-fn write_out(daemon: &Daemon) {
+fn write_out(daemon: &Daemon, heart: Heart) {
     let kept = daemon.stash.count();
     let Some(mirror) = &daemon.mirror else {
         if kept > 0 {
@@ -146,10 +175,26 @@ fn write_out(daemon: &Daemon) {
         }
         return;
     };
-    match mirror.flush(WRITE_OUT) {
+    match beating(heart, || mirror.flush(WRITE_OUT)) {
         Ok(()) => tracing::info!(kept, "the service manager has everything that is kept"),
         Err(error) => tracing::error!(%error, kept, "ending all the same, and not all is kept"),
     }
+}
+
+/// Does what may take longer than the keeper would wait for a server that says nothing.
+fn beating<R>(heart: Heart, work: impl FnOnce() -> R) -> R {
+    thread::scope(|scope| {
+        let (over, is_over) = mpsc::channel::<()>();
+        // Without a thread it may be ended too early, and not more.
+        let _ = thread::Builder::new().spawn_scoped(scope, move || {
+            while is_over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                heart.beat();
+            }
+        });
+        let outcome = work();
+        drop(over);
+        outcome
+    })
 }
 
 /// The door, for as long as it is open.
