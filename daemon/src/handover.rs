@@ -25,13 +25,14 @@ use rustix::{
 use tokio::{
     io::unix::AsyncFd,
     sync::Notify,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     heart::{Heart, State, Stored, Wish},
     inherited::{number, set_survives_exec},
     lasting::Lasting,
+    mirror::Mirror,
     polled::polled,
     rest::Rest,
     run::Daemon,
@@ -53,6 +54,9 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 
 /// Room for a line of a few numbers, and for the frame of a line.
 const SMALL: usize = 64;
+
+/// Between two looks whether the mirror has come to rest.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// How long to wait with making another keeper, after that has failed.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -92,8 +96,13 @@ pub(crate) async fn hand_over(
     signals: &mut Signals,
 ) {
     tracing::info!("making way for the next version");
-    freeze(daemon).await;
-    let stopped = stop(&mut daemon.borrow_mut());
+    let stopped = match rest_mirror(daemon).await {
+        Ok(()) => {
+            freeze(daemon).await;
+            stop(&mut daemon.borrow_mut())
+        }
+        Err(error) => Err(error),
+    };
     match stopped {
         Ok(baton) => {
             heart.set_baton(number(&baton.theirs));
@@ -143,6 +152,19 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     rest(Instant::now() + CUT).await;
 }
 
+/// Has nothing told to the service manager's store any more.
+async fn rest_mirror(daemon: &Rc<RefCell<Daemon>>) -> io::Result<()> {
+    daemon.borrow().mirror.iter().for_each(Mirror::pause);
+    let until = Instant::now() + DRAIN;
+    while !daemon.borrow().mirror.as_ref().is_none_or(Mirror::is_at_rest) {
+        if Instant::now() > until {
+            return Err(io::Error::other("the service manager does not take what is being stored"));
+        }
+        sleep(GLANCE).await;
+    }
+    Ok(())
+}
+
 /// Writes down who goes on, and leaves everything open that the next server needs.
 fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     daemon.pause.is_still = true;
@@ -181,6 +203,7 @@ fn thaw(daemon: &mut Daemon) {
     daemon.pause.is_frozen = false;
     daemon.pause.is_still = false;
     daemon.pause.resting.clear();
+    daemon.mirror.iter().for_each(Mirror::resume);
     daemon.handle_pending();
     wake_all(daemon);
 }
@@ -294,7 +317,7 @@ impl Keeper {
             }
             Err(error) => {
                 tracing::error!(%error, "the keeper has died, making another failed");
-                tokio::time::sleep(AGAIN).await;
+                sleep(AGAIN).await;
                 self.is_gone = false;
             }
         }
