@@ -1,4 +1,5 @@
-//! Going on with the next version of this program, and with a keeper that has died.
+//! Going on with the next version of this program, and with a keeper that has died. It is one file,
+//! since what one side does is right only as the other expects it.
 //!
 //! A server that hands over begins no further call, lets those end that have begun, writes down which
 //! connections there are, and is still: from then on it changes nothing. Its keeper execs the next
