@@ -19,7 +19,7 @@ use kit::{
 };
 use rustix::{
     path::DecInt,
-    process::{Signal, kill_process},
+    process::{Pid, Signal, kill_process},
 };
 use serde_json::json;
 
@@ -225,7 +225,7 @@ fn it_says_how_it_is_called_and_which_one_it_is() {
 
     assert!(help.status.success() && version.status.success());
     let said = String::from_utf8_lossy(&help.stdout);
-    for word in ["--socket", "--max-entries", "--max-connections", "--log", "Examples:"] {
+    for word in ["--socket", "--max-entries", "--max-connections", "--log", "Examples:", "SIGHUP"] {
         assert!(said.contains(word), "{word}: {said}");
     }
     assert!(String::from_utf8_lossy(&version.stdout).starts_with("fdstashd 0."));
@@ -282,4 +282,76 @@ fn a_daemon_whose_log_nobody_reads_any_more_lives_on() {
         only(client.take(&names(["a"])).unwrap());
     }
     assert!(daemon.first().try_wait().unwrap().is_none());
+}
+
+/// A daemon of its own path, started by a line of shell that execs `"$0" --socket "$1"`.
+fn started_by(line: &str, folder: &Path) -> Group {
+    let copy = folder.join("fdstashd");
+    fs::copy(program("fdstashd"), &copy).expect("a program can be copied");
+    let log = File::create(folder.join("log")).expect("a log can be made");
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", line]).arg(copy).arg(folder.join("stash")).stderr(log);
+    let daemon = Group::spawn(&mut shell);
+    wait_until(SOON, || said(folder).contains("server ready"));
+    daemon
+}
+
+fn said(folder: &Path) -> String {
+    fs::read_to_string(folder.join("log")).unwrap_or_default()
+}
+
+/// The process that has said last that it serves.
+fn server(folder: &Path) -> Pid {
+    let said = said(folder);
+    let number = said.rsplit("server ready pid=").next().and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| Pid::from_raw(number.parse().ok()?)).expect("a server is ready")
+}
+
+const START: &str = "exec \"$0\" --log debug --socket \"$1\"";
+
+#[test]
+fn a_parent_that_ignores_its_childrens_end_hides_no_servers_death() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = started_by(&START.replace("exec", "exec env --ignore-signal=CHLD"), folder.path());
+    let began = Instant::now();
+
+    kill_process(server(folder.path()), Signal::KILL).unwrap();
+    wait_until(SOON, || said(folder.path()).matches("server ready").count() == 2);
+
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(daemon);
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_a_refusal_and_ends_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = started_by(&format!("ulimit -f 256; {START}"), folder.path());
+    let mut client = Client::connect_to(folder.path().join("stash")).unwrap();
+
+    let name = |number| format!("{number:0>250}");
+    let refused = (0..2000).find_map(|number| client.give(&[gift(&name(number), null())]).err());
+
+    assert!(refused.unwrap().to_string().contains("no memory to write it down"));
+    assert!(!said(folder.path()).contains("was killed"), "{}", said(folder.path()));
+    assert!(!client.list(&pattern("*")).unwrap().is_empty());
+    drop(daemon);
+}
+
+#[test]
+fn after_an_upgrade_that_ended_the_keeper_there_is_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = started_by(START, folder.path());
+    let mut client = Client::connect_to(folder.path().join("stash")).unwrap();
+    client.give(&[gift("a", null())]).unwrap();
+    let bad = folder.path().join("bad");
+    fs::write(&bad, "#!/bin/sh\n[ -n \"$FDSTASH_REHEARSAL\" ]\n").unwrap();
+    fs::set_permissions(&bad, Permissions::from_mode(0o755)).unwrap();
+    fs::rename(bad, folder.path().join("fdstashd")).unwrap();
+
+    kill_process(daemon.pid(), Signal::HUP).unwrap();
+    wait_until(SOON, || said(folder.path()).contains("made another"));
+    kill_process(server(folder.path()), Signal::KILL).unwrap();
+    wait_until(SOON, || said(folder.path()).matches("server ready").count() == 2);
+
+    only(client.take(&names(["a"])).unwrap());
 }

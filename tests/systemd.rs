@@ -369,6 +369,49 @@ fn a_reload_of_the_service_goes_on_in_the_same_process_with_all_that_is_kept() {
 }
 
 #[test]
+fn what_is_given_right_before_a_reload_leaves_nothing_in_the_store_when_it_is_closed() {
+    let Some(systemd) = running() else { return };
+    for pause in [0, 10, 20, 30, 40] {
+        systemd.works("systemctl restart fdstashd.service");
+        let mut client = systemd.client();
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        client.give(&[gift("pipe", reader)]).unwrap();
+
+        // Before, while and after it is mirrored.
+        systemd.works(&format!("sleep 0.0{pause}; systemctl reload fdstashd.service"));
+        wait_until(SOON, || mirror(&mut client).waiting == 0);
+        client.close(&names(["pipe"])).unwrap();
+
+        wait_until(SOON, || rustix::io::write(&writer, b"x") == Err(Errno::PIPE));
+    }
+}
+
+#[test]
+fn what_finds_no_room_at_the_start_stays_in_the_store_until_there_is_some() {
+    let Some(systemd) = running() else { return };
+    let mut client = systemd.client();
+    let all: Vec<String> = (0..600).map(|number| format!("many/{number}")).collect();
+    for some in all.chunks(200) {
+        let open = |name: &String| gift(name, File::open("/dev/null").unwrap());
+        client.give(&some.iter().map(open).collect::<Vec<_>>()).unwrap();
+    }
+    wait_until(SOON, || mirror(&mut client).waiting == 0);
+
+    let folder = "/run/systemd/system/fdstashd.service.d";
+    systemd.works(&format!(
+        "mkdir -p {folder} && printf '[Service]\\nLimitNOFILE=300\\n' >{folder}/test.conf && \
+         systemctl daemon-reload && systemctl restart {SERVICE} || true"
+    ));
+    let log = "journalctl --quiet --unit fdstashd.service | grep -q 'raise LimitNOFILE='";
+    wait_until(SOON, || systemd.run(log).status.success());
+    systemd.works(&format!(
+        "rm {folder}/test.conf && systemctl daemon-reload && systemctl restart {SERVICE}"
+    ));
+
+    assert_eq!(systemd.client().list(&pattern("many/*")).unwrap().len(), 600);
+}
+
+#[test]
 fn ten_thousand_entries_and_more_do_not_hold_up_systemd_and_all_come_back() {
     let Some(systemd) = running() else { return };
     raise_open_files();

@@ -37,7 +37,10 @@ const SPARE: usize = 64;
     after_help = "Examples:\n  \
         fdstashd                                    serve this user's, or for root the system's, stash\n  \
         fdstashd --socket /tmp/stash --log debug    try it out\n  \
-        fdstash status                              see whether it is there"
+        fdstash status                              see whether it is there\n\n\
+        Signals, to the first of its two processes:\n  \
+        SIGTERM, SIGINT   end; what was given ends with it, except in systemd's store\n  \
+        SIGHUP            go on with the program that stands at its path now, with all that is kept"
 )]
 pub(crate) struct Args {
     /// Where to listen, unless systemd passes a socket [default:

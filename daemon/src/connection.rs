@@ -28,7 +28,7 @@ use crate::{
     door::no_room,
     inspect::is_hung_up,
     run::{Daemon, Input},
-    seat::{Current, Left, Seat, State, fitting},
+    seat::{Current, Left, PIECE, Scratch, Seat, State, fitting},
     steps::step,
 };
 
@@ -45,22 +45,6 @@ const MUCH_TO_SEND: usize = 256 << 10;
 
 /// How many entries one part of a List has.
 const LIST_PART: usize = 100;
-
-/// The most bytes that are read or sent at once.
-const PIECE: usize = 64 << 10;
-
-/// Room for one read and one write, shared by all connections, since they take turns.
-pub(crate) struct Scratch {
-    read: Vec<u8>,
-    fds: Vec<OwnedFd>,
-    write: Vec<u8>,
-}
-
-impl Scratch {
-    pub(crate) fn new() -> Self {
-        Self { read: vec![0; PIECE], fds: Vec::new(), write: Vec::with_capacity(PIECE) }
-    }
-}
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! Going on with the next version of this program, and with a keeper that has died.
+//! Going on with the next version of this program, and with a keeper that has died. It is one file,
+//! since what one side does is right only as the other expects it.
 //!
 //! A server that hands over begins no further call, lets those end that have begun, writes down which
 //! connections there are, and is still: from then on it changes nothing. Its keeper execs the next
@@ -17,18 +18,21 @@ use rustix::{
         AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send,
         shutdown, socketpair,
     },
-    process::{Pid, PidfdFlags, Signal, WaitOptions, getppid, kill_process, pidfd_open, waitpid},
+    process::{
+        Pid, PidfdFlags, Signal, WaitOptions, getppid, pidfd_open, pidfd_send_signal, waitpid,
+    },
 };
 use tokio::{
     io::unix::AsyncFd,
     sync::Notify,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     heart::{Heart, State, Stored, Wish},
     inherited::{number, set_survives_exec},
     lasting::Lasting,
+    mirror::Mirror,
     polled::polled,
     rest::Rest,
     run::Daemon,
@@ -50,6 +54,9 @@ const TAKE_OVER: Duration = Duration::from_secs(20);
 
 /// Room for a line of a few numbers, and for the frame of a line.
 const SMALL: usize = 64;
+
+/// Between two looks whether the mirror has come to rest.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// How long to wait with making another keeper, after that has failed.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -90,9 +97,14 @@ pub(crate) async fn hand_over(
 ) {
     tracing::info!("making way for the next version");
     step("before the drain");
-    freeze(daemon).await;
-    step("after the drain");
-    let stopped = stop(&mut daemon.borrow_mut());
+    let stopped = match rest_mirror(daemon).await {
+        Ok(()) => {
+            freeze(daemon).await;
+            step("after the drain");
+            stop(&mut daemon.borrow_mut())
+        }
+        Err(error) => Err(error),
+    };
     match stopped {
         Ok(baton) => {
             heart.set_baton(number(&baton.theirs));
@@ -142,6 +154,19 @@ async fn freeze(daemon: &Rc<RefCell<Daemon>>) {
     rest(Instant::now() + CUT).await;
 }
 
+/// Has nothing told to the service manager's store any more.
+async fn rest_mirror(daemon: &Rc<RefCell<Daemon>>) -> io::Result<()> {
+    daemon.borrow().mirror.iter().for_each(Mirror::pause);
+    let until = Instant::now() + DRAIN;
+    while !daemon.borrow().mirror.as_ref().is_none_or(Mirror::is_at_rest) {
+        if Instant::now() > until {
+            return Err(io::Error::other("the service manager does not take what is being stored"));
+        }
+        sleep(GLANCE).await;
+    }
+    Ok(())
+}
+
 /// Writes down who goes on, and leaves everything open that the next server needs.
 fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     daemon.pause.is_still = true;
@@ -181,6 +206,7 @@ fn thaw(daemon: &mut Daemon) {
     daemon.pause.is_frozen = false;
     daemon.pause.is_still = false;
     daemon.pause.resting.clear();
+    daemon.mirror.iter().for_each(Mirror::resume);
     daemon.handle_pending();
     wake_all(daemon);
 }
@@ -211,9 +237,10 @@ impl Baton {
             match timeout_at(until, event).await {
                 Ok(None) => break,
                 Ok(Some(Event::Look)) if heart.wish() == Wish::Drain => {}
-                Ok(Some(Event::Upgrade)) => {}
+                // The next server may be serving already: whoever of the two serves, ends.
+                Ok(Some(Event::Upgrade | Event::End)) => {}
                 Ok(Some(Event::KeeperHangs)) => keeper.kill(),
-                Ok(Some(Event::Look | Event::KeeperGone | Event::End)) => break,
+                Ok(Some(Event::Look | Event::KeeperGone)) => break,
                 Err(_) => {
                     tracing::error!("the next version does not take over");
                     keeper.kill();
@@ -224,6 +251,9 @@ impl Baton {
         }
         if self.is_passed() {
             tracing::info!("the next version has taken over");
+            if signals.has_ended {
+                keeper.end();
+            }
             // Whatever this process still has open, the other one has, too.
             std::process::exit(0);
         }
@@ -240,7 +270,7 @@ impl Baton {
 /// The keeper, as its server sees it.
 pub(crate) struct Keeper {
     pid: Pid,
-    /// None, if it had died before it could be watched.
+    /// None, where it had died before it could be watched.
     process: Option<AsyncFd<OwnedFd>>,
     /// Whether its death was seen.
     is_gone: bool,
@@ -249,23 +279,23 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// This server's, which may have died already.
+    /// This server's, by the number that it had when it made this process. It may have died since.
     ///
     /// # Errors
     ///
-    /// If it lives and cannot be watched.
+    /// The kernel's.
     pub(crate) fn find(heart: Heart) -> Result<Self> {
         let pid = heart.keeper().context("the keeper has no number here")?;
-        let watched = Self::watch(pid, false);
-        // Asked afterwards: whoever is this process's parent now, was so when it was opened.
-        if getppid() == Some(pid) {
-            return watched.context("watching the keeper");
-        }
-        Ok(Self { pid, process: None, is_gone: true, is_spare: false })
+        Self::watch(pid, false).context("watching the keeper")
     }
 
     fn watch(pid: Pid, is_spare: bool) -> io::Result<Self> {
-        let process = Some(polled(pidfd_open(pid, PidfdFlags::empty())?)?);
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            // As long as it is this one's parent, or child, its number is nobody else's.
+            Ok(process) if is_spare || getppid() == Some(pid) => Some(polled(process)?),
+            Ok(_) | Err(Errno::SRCH) => None,
+            Err(error) => return Err(error.into()),
+        };
         Ok(Self { pid, process, is_gone: false, is_spare })
     }
 
@@ -290,7 +320,7 @@ impl Keeper {
             }
             Err(error) => {
                 tracing::error!(%error, "the keeper has died, making another failed");
-                tokio::time::sleep(AGAIN).await;
+                sleep(AGAIN).await;
             }
         }
     }
@@ -300,18 +330,17 @@ impl Keeper {
         self.pid.as_raw_pid()
     }
 
-    /// Waits until it has died.
+    /// Waits until it has died; and for as long as there is no other, it has.
     pub(crate) async fn gone(&mut self) {
-        // Seen dead where nobody could make another, it is seen again.
         if let Some(process) = self.process.as_ref().filter(|_| !self.is_gone) {
             let _ = process.readable().await;
-            self.is_gone = true;
         }
+        self.is_gone = true;
     }
 
     /// Has it look at what its server says.
     fn tell(&self) {
-        let _ = kill_process(self.pid, Signal::USR1);
+        self.signal(Signal::USR1);
     }
 
     /// Asks it for an upgrade.
@@ -321,15 +350,27 @@ impl Keeper {
                 "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing"
             );
         } else {
-            let _ = kill_process(self.pid, Signal::HUP);
+            self.signal(Signal::HUP);
         }
+    }
+
+    /// Asks it to end the daemon.
+    fn end(&self) {
+        self.signal(Signal::TERM);
     }
 
     /// Ends it, since it hangs.
     pub(crate) fn kill(&self) {
         if !self.is_gone {
             tracing::error!(pid = self.pid(), "the keeper hangs, ending it");
-            let _ = kill_process(self.pid, Signal::KILL);
+            self.signal(Signal::KILL);
+        }
+    }
+
+    /// By what watches it, since its number may be another's when it is gone.
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            let _ = pidfd_send_signal(process.get_ref(), signal);
         }
     }
 

@@ -275,6 +275,10 @@ impl<'a> Keeper<'a> {
             let _ = child.kill();
         }
         self.upgrade = Upgrade::None;
+        if self.server.is_none() {
+            // What is kept is yet to be written out for whoever comes after this daemon.
+            self.start();
+        }
         if let Some(server) = self.server {
             signal(server, Signal::TERM);
         }

@@ -54,6 +54,7 @@ use crate::{
 fn main() -> ExitCode {
     // Before anything else: whoever execs this has these blocked.
     process::block_signals();
+    process::settle_signals();
     // The program may run by another name than its own.
     let _ = rustix::thread::set_name(c"fdstashd");
     let args = Args::parse();

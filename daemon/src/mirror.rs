@@ -95,6 +95,8 @@ pub(crate) struct Behind {
 pub(crate) struct Old {
     pub(crate) names: Vec<String>,
     pub(crate) ends: Vec<OwnedFd>,
+    /// How many bundles there may be without them.
+    pub(crate) room: usize,
 }
 
 /// Tells the mirror's thread. It ends when this is dropped, and leaves in the store what is there.
@@ -119,6 +121,10 @@ struct Inbox<F> {
     since: Option<Instant>,
     /// Whether the thread waits for the bell.
     idle: bool,
+    /// Whether nothing is to be sent or stored.
+    paused: bool,
+    /// Whether the thread is at work.
+    busy: bool,
     ended: bool,
 }
 
@@ -195,6 +201,24 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
         self.tell(|inbox| inbox.old = Some(old));
     }
 
+    /// Has the thread come to rest, and not begin anything: what it would store while another server
+    /// counts what is stored, nobody would ever remove.
+    pub(crate) fn pause(&self) {
+        self.0.lock().paused = true;
+    }
+
+    /// Whether it has, since.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let inbox = self.0.lock();
+        inbox.paused && !inbox.busy
+    }
+
+    /// Has it go on.
+    pub(crate) fn resume(&self) {
+        self.0.lock().paused = false;
+        self.0.bell.notify_one();
+    }
+
     /// Waits until all that was told is mirrored, what is gone has left the bundles, and the store
     /// has said that it has read it.
     ///
@@ -247,6 +271,8 @@ impl<F> Inbox<F> {
             flushes: Vec::new(),
             since: None,
             idle: false,
+            paused: false,
+            busy: false,
             ended: false,
         }
     }
@@ -267,9 +293,14 @@ impl<F> Shared<F> {
     fn wait(&self, again: Option<Duration>, pause: Duration) -> Option<Inbox<F>> {
         let began = Instant::now();
         let mut inbox = self.lock();
+        inbox.busy = false;
         loop {
             if inbox.ended {
                 return None;
+            }
+            if inbox.paused {
+                inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
             let now = Instant::now();
             let gathered = inbox.since.map(|since| (since + PACE).max(began + pause));
@@ -278,7 +309,8 @@ impl<F> Shared<F> {
                 (gathered, again) => gathered.or(again),
             };
             if due.is_some_and(|due| due <= now) || !inbox.flushes.is_empty() {
-                return Some(mem::replace(&mut inbox, Inbox::empty()));
+                let next = Inbox { busy: true, ..Inbox::empty() };
+                return Some(mem::replace(&mut inbox, next));
             }
             inbox.idle = inbox.since.is_none();
             inbox = match due {
@@ -355,6 +387,9 @@ impl<F: AsFd, S: Store> Worker<F, S> {
     /// Carries out what the plan asks for, until that is all, or one step fails.
     fn pass(&mut self) -> io::Result<()> {
         while let Some(step) = self.plan.step() {
+            if self.shared.lock().paused {
+                return Err(io::Error::from(io::ErrorKind::Interrupted));
+            }
             if self.carry_out(&step)? {
                 self.plan.done(&step);
             }
@@ -428,6 +463,7 @@ impl<F: AsFd, S: Store> Worker<F, S> {
         old.names.iter().try_for_each(|name| self.store.remove(name))?;
         self.store.barrier(BARRIER)?;
         self.store.retired();
+        self.plan.set_room_for_bundles(old.room);
         for end in self.old.take().into_iter().flat_map(|old| old.ends) {
             self.drainer.take_all(&Arc::new(end));
         }
@@ -440,6 +476,8 @@ impl<F: AsFd, S: Store> Worker<F, S> {
         self.publish();
         match outcome {
             Ok(()) => self.failures = 0,
+            // It goes on when it is resumed, if ever.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.failures = 1,
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
                 if self.reminder.is_due() {

@@ -38,6 +38,20 @@ pub(crate) fn leaving_open<'a>(
     }
 }
 
+/// Has signals do what they do by themselves, whatever whoever started this program has made of them:
+/// where SIGCHLD is ignored, the death of a server is told to nobody. But SIGXFSZ is ignored, so that
+/// a limit on the size of files is an error of the call that meets it, and not the end of each server.
+/// SIGINT stays ignored where it is, as in what a shell has started in the background.
+#[expect(unsafe_code, reason = "no safe function says what signals do")]
+pub(crate) fn settle_signals() {
+    for signal in AWAITED.into_iter().filter(|signal| *signal != Signal::INT) {
+        // SAFETY: no handler is set, neither here nor before, since this process has just begun.
+        unsafe { libc::signal(signal.as_raw(), libc::SIG_DFL) };
+    }
+    // SAFETY: the same.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Keeps the signals that the keeper waits for from coming in any other way. For as long as this
 /// process is one thread, and across an exec.
 pub(crate) fn block_signals() {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fdstash_proto::Keeper;
 use fdstash_stash::{Carried, Details, Effects, Kept, Number, Replay, Stash};
 
@@ -83,7 +83,7 @@ pub(crate) fn find(lasting: &Lasting, start: Start) -> Result<Left> {
         replay.forget_connections();
     }
     if replay.is_the_first() {
-        adopt(&mut replay, &mut open, &lasting.stored);
+        adopt(&mut replay, &mut open, &lasting.stored)?;
     }
     let carried = replay.take_carried();
     let of_connections = carried.iter().flat_map(|one| one.fds.iter().chain([&one.number]));
@@ -146,7 +146,11 @@ pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer
 }
 
 /// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.
-fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) {
+///
+/// # Errors
+///
+/// If there is no room for all of it. To go on without would end with its removal from the store.
+fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) -> Result<()> {
     let ends: Vec<_> = stored.iter().filter_map(|number| open.claim(*number)).collect();
     let unread = bundle::read_back(&ends, |record, fd| match Details::read(&record) {
         // One that is here twice closes again.
@@ -158,6 +162,12 @@ fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) {
         }
         Err(error) => tracing::error!(%error, "what the service manager has kept is unreadable"),
     });
+    if let Some(error) = unread.iter().find(|unread| unread.is_for_lack_of_room()) {
+        bail!(
+            "not all that the service manager has kept finds room here, {error}: raise LimitNOFILE= \
+             (ulimit -n); until then nothing is removed from its store"
+        );
+    }
     for error in unread {
         tracing::error!(%error, "reading what the service manager has kept failed");
     }
@@ -165,6 +175,7 @@ fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) {
         tracing::info!(bundles = ends.len(), entries = replay.len(), "read what systemd has kept");
     }
     ends.into_iter().for_each(|end| open.give_back(end));
+    Ok(())
 }
 
 /// Writes all of a journal anew, with room for what may have to follow.

@@ -27,7 +27,7 @@ use crate::{
     args::Config,
     clock::{self, Alarm},
     closer::Closer,
-    connection::{Connection, Scratch},
+    connection::Connection,
     descriptor::Descriptor,
     handover::Pause,
     hangups::Hangups,
@@ -38,7 +38,7 @@ use crate::{
     mirror::Old,
     reminder::Reminder,
     restore::{Restored, rewrite},
-    seat::Seat,
+    seat::{Scratch, Seat},
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
 };

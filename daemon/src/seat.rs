@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     mem,
+    os::fd::OwnedFd,
     sync::Arc,
 };
 
@@ -20,6 +21,22 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// With so many bytes of labels a part of a List is complete, however few entries it has.
 const MUCH_TO_LIST: usize = 256 << 10;
+
+/// The most bytes that are read or sent at once.
+pub(crate) const PIECE: usize = 64 << 10;
+
+/// Room for one read and one write, shared by all connections, since they take turns.
+pub(crate) struct Scratch {
+    pub(crate) read: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) write: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self { read: vec![0; PIECE], fds: Vec::new(), write: Vec::with_capacity(PIECE) }
+    }
+}
 
 /// What the event loop and a connection's task share of it. Owns what waits to be sent.
 pub(crate) struct Seat {

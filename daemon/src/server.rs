@@ -1,7 +1,13 @@
 //! One life of a server: it comes back to what was kept, serves, and ends in order: what has been asked
 //! is answered, if its client reads it in time.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use rustix::net::{Shutdown, shutdown};
@@ -26,6 +32,9 @@ use crate::{
     steps::step,
     systemd::{self, Status},
 };
+
+/// How often the keeper is told that this server lives.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// How long connections may take to end when the daemon does.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -118,14 +127,14 @@ async fn serve(
     farewell(&daemon).await;
     let kept = daemon.borrow().stash.count();
     systemd::progress(manager, &format!("Writing out {kept} descriptors.")).await;
-    write_out(&daemon.borrow(), kept);
+    write_out(&daemon.borrow(), heart, kept);
     heart.set_state(State::Ended);
     Ok(())
 }
 
 /// Tells the keeper every second that the loop turns.
 async fn beat(heart: Heart) {
-    let mut second = interval(Duration::from_secs(1));
+    let mut second = interval(BEAT);
     loop {
         second.tick().await;
         heart.beat();
@@ -147,17 +156,33 @@ async fn farewell(daemon: &Rc<RefCell<Daemon>>) {
 }
 
 /// Has the service manager hold everything that is kept, for whoever comes after this daemon.
-fn write_out(daemon: &Daemon, kept: usize) {
+fn write_out(daemon: &Daemon, heart: Heart, kept: usize) {
     let Some(mirror) = &daemon.mirror else {
         if kept > 0 {
             tracing::warn!(kept, "what is kept ends with the daemon");
         }
         return;
     };
-    match mirror.flush(WRITE_OUT) {
+    match beating(heart, || mirror.flush(WRITE_OUT)) {
         Ok(()) => tracing::info!(kept, "the service manager has everything that is kept"),
         Err(error) => tracing::error!(%error, kept, "ending all the same, and not all is kept"),
     }
+}
+
+/// Does what may take longer than the keeper would wait for a server that says nothing.
+fn beating<R>(heart: Heart, work: impl FnOnce() -> R) -> R {
+    thread::scope(|scope| {
+        let (over, is_over) = mpsc::channel::<()>();
+        // Without a thread it may be ended too early, and not more.
+        let _ = thread::Builder::new().spawn_scoped(scope, move || {
+            while is_over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                heart.beat();
+            }
+        });
+        let outcome = work();
+        drop(over);
+        outcome
+    })
 }
 
 /// The door, and who stands at it for as long as it is open.

@@ -30,6 +30,8 @@ struct Manager {
     notify: Notify,
     heart: Heart,
     life: u64,
+    /// How many bundles this life has had at a time.
+    most: u64,
 }
 
 impl Store for Manager {
@@ -38,7 +40,8 @@ impl Store for Manager {
         let mut stored = self.heart.stored();
         stored.next_life = stored.next_life.max(self.life + 1);
         let number = parse(name).map_or(0, |(_, number)| number);
-        stored.most_bundles = stored.most_bundles.max(number + 1);
+        self.most = self.most.max(number + 1);
+        stored.most_bundles = stored.most_bundles.max(self.most);
         self.heart.set_stored(stored);
         self.notify.store(name, fd)
     }
@@ -52,7 +55,8 @@ impl Store for Manager {
     }
 
     fn retired(&mut self) {
-        self.heart.set_stored(Stored { first_life: self.life, ..self.heart.stored() });
+        let next_life = self.heart.stored().next_life.max(self.life);
+        self.heart.set_stored(Stored { first_life: self.life, next_life, most_bundles: self.most });
     }
 }
 
@@ -84,9 +88,9 @@ pub(crate) fn mirror(
     let of_life = |life| (0..most_bundles).map(move |number| bundle::name_of(life, number));
     let names: Vec<_> = (first_life..next_life).flat_map(of_life).collect();
     let room = Room { bundles: most.saturating_sub(names.len()).max(1), in_flight: in_flight() };
-    let store = Manager { notify, heart, life: next_life };
+    let store = Manager { notify, heart, life: next_life, most: 0 };
     let mirror = Mirror::start(store, encode, next_life, room).context("mirroring")?;
-    daemon.mirror_to(mirror, Old { names, ends });
+    daemon.mirror_to(mirror, Old { names, ends, room: most });
     Ok(())
 }
 

@@ -43,6 +43,9 @@ use tokio::sync::watch;
 /// the manager reads nothing for seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the keeper's do, whose server would hold it for one that hangs after ten seconds.
+const KEEPERS_PATIENCE: Duration = Duration::from_secs(4);
+
 /// How often the manager is told what is held, at most.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -165,7 +168,8 @@ impl Notify {
     pub(crate) fn reloading(&self) -> io::Result<()> {
         let now = clock_gettime(ClockId::Monotonic);
         let usec = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"), None)
+        let text = format!("RELOADING=1\nMONOTONIC_USEC={usec}");
+        self.send_until(&text, None, Instant::now() + KEEPERS_PATIENCE)
     }
 }
 

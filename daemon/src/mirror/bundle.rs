@@ -20,8 +20,10 @@ use rustix::{
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
         SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
-        recvmsg, sendmsg, socketpair, sockopt::socket_type,
+        recvmsg, sendmsg, socketpair,
+        sockopt::{socket_peercred, socket_type},
     },
+    process::geteuid,
 };
 
 use crate::{inherited::set_survives_exec, journal::memory};
@@ -58,6 +60,19 @@ pub(crate) struct Unread {
     pub(crate) reason: Reason,
 }
 
+impl Unread {
+    /// Whether it could be read where there is more room.
+    pub(crate) fn is_for_lack_of_room(&self) -> bool {
+        match self.reason {
+            Reason::NoRoom => true,
+            Reason::Kernel(errno) => {
+                matches!(errno, Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE)
+            }
+            Reason::Damaged(_) => false,
+        }
+    }
+}
+
 /// Why a message could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
@@ -88,11 +103,13 @@ pub(crate) fn parse(name: &str) -> Option<(u64, u64)> {
     Some((life.parse().ok()?, number.parse().ok()?))
 }
 
-/// Whether a descriptor is the receiving end of a bundle that has something in it.
+/// Whether a descriptor is the receiving end of a bundle that has something in it. Only what this very
+/// user has made can be one, whatever somebody else's socket says.
 pub(crate) fn is_one(fd: &OwnedFd) -> bool {
     let mut magic = [0; MAGIC.len()];
     let is_packets = socket_type(fd).is_ok_and(|kind| kind == SocketType::SEQPACKET);
     is_packets
+        && socket_peercred(fd).is_ok_and(|maker| maker.uid == geteuid())
         && recv(fd, &mut magic, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok()
         && magic == MAGIC
 }

@@ -65,6 +65,35 @@ fn reading_twice_gives_the_same() {
 }
 
 #[test]
+fn a_mirror_that_was_paused_stores_nothing_until_it_is_resumed() {
+    let store = FakeStore::default();
+    let mirror = store.mirror(PLENTY);
+    mirror.pause();
+    while !mirror.is_at_rest() {
+        thread::yield_now();
+    }
+
+    let held = put(&mirror, 1, file());
+    mirror.flush(4 * PACE).unwrap_err();
+    assert!(mirror.is_at_rest());
+    assert_eq!(mirror.standing().bundles, 0);
+
+    mirror.resume();
+    mirror.flush(SOON).unwrap();
+    drop((mirror, held));
+    assert_eq!(ids(&store.read_back()), [1]);
+}
+
+#[test]
+fn somebody_elses_socket_is_no_bundle_whatever_it_says() {
+    let own = Bundle::new().unwrap();
+    own.append(&[b"record".to_vec()], &[file().as_fd()]).unwrap();
+
+    assert!(bundle::is_one(own.receiver()));
+    assert!(!bundle::is_one(&file()));
+}
+
+#[test]
 fn what_is_gone_is_closed_and_the_others_stay() {
     let store = FakeStore::default();
     let mirror = store.mirror(PLENTY);
@@ -400,7 +429,7 @@ impl FakeStore {
     fn claim(&self) -> Old {
         let kept = self.0.lock().unwrap();
         let names = kept.bundles.keys().cloned().collect();
-        Old { names, ends: kept.bundles.values().map(|fd| dup(fd).unwrap()).collect() }
+        Old { names, ends: kept.bundles.values().map(|fd| dup(fd).unwrap()).collect(), room: 100 }
     }
 
     /// What is in the store, each entry once, in the order of their ids.

@@ -43,7 +43,8 @@ const LAST: usize = CLEANINGS.len();
 /// to send anew what stands before one that is gone: two messages.
 const RESERVE: usize = 2 * (MESSAGE_ENTRIES + 1);
 
-/// Names a bundle; never used again.
+/// Names a bundle, as long as that is there: the number of one that was removed is used again, so that
+/// numbers stay as few as bundles are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BundleId(pub u64);
 
@@ -91,7 +92,6 @@ pub struct Plan {
     /// Where each entry lies: the last place is where it was sent last, the others are to go.
     places: BTreeMap<EntryId, Vec<Place>>,
     waiting: BTreeSet<EntryId>,
-    next_bundle: u64,
     /// For which generation a bundle was asked for last.
     adding: usize,
     /// How many descriptors lie in all messages.
@@ -160,10 +160,14 @@ impl Plan {
             bundles: BTreeMap::new(),
             places: BTreeMap::new(),
             waiting: BTreeSet::new(),
-            next_bundle: 0,
             adding: 0,
             in_flight: 0,
         }
+    }
+
+    /// Takes note that there may be so many bundles from here on.
+    pub fn set_room_for_bundles(&mut self, bundles: usize) {
+        self.room.bundles = bundles;
     }
 
     /// Takes note that an entry is held.
@@ -214,7 +218,6 @@ impl Plan {
     pub fn done(&mut self, step: &Step) {
         match step {
             Step::AddBundle(id) => {
-                self.next_bundle = id.0 + 1;
                 self.bundles.insert(*id, Bundle::new(self.adding));
             }
             Step::Append { to, entries } => self.appended(*to, entries),
@@ -411,13 +414,19 @@ impl Plan {
             Target::There(to) => Step::Append { to, entries },
             Target::New(generation) => {
                 self.adding = generation;
-                Step::AddBundle(BundleId(self.next_bundle))
+                Step::AddBundle(self.free_bundle())
             }
         }
     }
 
     fn target_from(&self, id: BundleId, bundle: &Bundle, count: usize) -> Option<Target> {
         self.target((bundle.generation + 1).min(LAST), count, Some(id))
+    }
+
+    /// The first that names none.
+    fn free_bundle(&self) -> BundleId {
+        let taken = self.bundles.keys().zip(0..).take_while(|(id, number)| id.0 == *number);
+        BundleId(taken.count() as u64)
     }
 
     /// A bundle of this generation or a later one with room for so many.
