@@ -918,7 +918,7 @@ fn who_is_at_the_other_end_stays_known_over_an_upgrade() {
 #[test]
 fn a_program_that_does_not_start_leaves_the_one_that_runs() {
     let programs: [(&str, Option<&str>, &str); 5] = [
-        ("fails", Some("#!/bin/sh\nexit 1\n"), "could not go on"),
+        ("fails", Some("#!/bin/sh\nexit 1\n"), "ended with status 1"),
         ("is another", Some("#!/bin/sh\nexit 0\n"), "is another program"),
         ("is empty", Some(""), "the upgrade failed"),
         ("is not there", None, "No such file"),
@@ -1237,6 +1237,7 @@ fn asked_to_end_in_the_middle_of_an_upgrade_it_ends() {
     let mut daemon = Daemon::spawn();
     let mut raw = daemon.raw();
     raw.call("Begin", &json!({}));
+    raw.give(&["staged"], &[&file(daemon.path("staged"), "")]);
     daemon.signal(Signal::HUP);
     wait_until(SOON, || daemon.log().contains("making way"));
 

@@ -344,7 +344,7 @@ fn after_an_upgrade_that_ended_the_keeper_there_is_another() {
     let mut client = Client::connect_to(folder.path().join("stash")).unwrap();
     client.give(&[gift("a", null())]).unwrap();
     let bad = folder.path().join("bad");
-    fs::write(&bad, "#!/bin/sh\n[ -n \"$FDSTASH_REHEARSAL\" ]\n").unwrap();
+    fs::write(&bad, "#!/bin/sh\n[ -n \"$FDSTASH_REHEARSAL\" ] && exit 93; exit 1\n").unwrap();
     fs::set_permissions(&bad, Permissions::from_mode(0o755)).unwrap();
     fs::rename(bad, folder.path().join("fdstashd")).unwrap();
 

@@ -83,7 +83,9 @@ impl Error {
             Self::ConnectionLost { may_be_done: true } => {
                 Some("list the entries to see whether it was carried out".into())
             }
-            Self::ConnectionLost { may_be_done: false } => Some("call again".into()),
+            Self::ConnectionLost { may_be_done: false } => {
+                Some("nothing has changed: do it again".into())
+            }
             Self::RolledBack => Some("begin a new transaction".into()),
             Self::NoRoom => Some(
                 "close some descriptors or raise the limit (ulimit -n) and ask again: what was to \
@@ -197,7 +199,7 @@ mod tests {
             (
                 Error::ConnectionLost { may_be_done: false },
                 "the connection to the daemon was lost before the call was carried out",
-                Some("call again"),
+                Some("do it again"),
             ),
             (Error::NoRoom, "this process has no room for more descriptors", Some("ulimit -n")),
             (

@@ -315,7 +315,11 @@ impl Keeper {
         let spare = spare::make(heart, lasting.tell(None, stored));
         match spare.and_then(|pid| Self::watch(pid, true)) {
             Ok(spare) => {
-                tracing::error!(pid = spare.pid.as_raw_pid(), "the keeper has died, made another");
+                tracing::error!(
+                    spare = spare.pid.as_raw_pid(),
+                    server = std::process::id(),
+                    "the keeper has died, made another: nothing is lost"
+                );
                 *self = spare;
             }
             Err(error) => {
@@ -347,7 +351,8 @@ impl Keeper {
     pub(crate) fn ask_for_upgrade(&self) {
         if self.is_spare || self.is_gone {
             tracing::warn!(
-                "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing"
+                "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing until the \
+                 server has died too (kill -9 it: nothing is lost)"
             );
         } else {
             self.signal(Signal::HUP);

@@ -195,8 +195,12 @@ impl<'a> Keeper<'a> {
         }
         let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
         match status.terminating_signal() {
-            Some(signal) => tracing::error!(signal, "the server was killed"),
-            None if code != Some(0) => tracing::error!(code, "the server has failed"),
+            Some(signal) => {
+                tracing::error!(signal, pid = pid.as_raw_pid(), "the server was killed");
+            }
+            None if code != Some(0) => {
+                tracing::error!(code, pid = pid.as_raw_pid(), "the server has failed");
+            }
             None => {}
         }
         self.go_on_without(code)
@@ -274,7 +278,9 @@ impl<'a> Keeper<'a> {
         if let Upgrade::Rehearsing(child, _) = &mut self.upgrade {
             let _ = child.kill();
         }
-        self.upgrade = Upgrade::None;
+        if let Upgrade::Draining(_) = std::mem::replace(&mut self.upgrade, Upgrade::None) {
+            self.tell(Wish::Serve);
+        }
         if self.server.is_none() {
             // What is kept is yet to be written out for whoever comes after this daemon.
             self.start();
@@ -286,7 +292,9 @@ impl<'a> Keeper<'a> {
 
     fn want_upgrade(&mut self) {
         if !matches!(self.upgrade, Upgrade::None) || self.is_ending {
-            return tracing::warn!("ignoring a SIGHUP: an upgrade is under way, or the end");
+            return tracing::warn!(
+                "ignoring a SIGHUP: an upgrade is under way, or the daemon ends"
+            );
         }
         self.upgrade = Upgrade::Wanted;
     }
@@ -301,6 +309,7 @@ impl<'a> Keeper<'a> {
         let mut command = Command::new(&self.program);
         command.args(env::args_os().skip(1)).env(key, value).stdin(Stdio::null());
         let journal = &self.lasting.journal;
+        tracing::info!(program = %self.program.display(), "trying whether this could go on");
         match process::leaving_open(&mut command, journal).spawn() {
             Ok(child) => {
                 self.upgrade = Upgrade::Rehearsing(child, Instant::now() + UPGRADE);
@@ -314,8 +323,11 @@ impl<'a> Keeper<'a> {
             Some(code) if code == i32::from(lasting::COULD) => {
                 self.upgrade = Upgrade::Draining(Instant::now() + UPGRADE);
             }
-            Some(0) => self.stays("it is another program"),
-            Some(_) | None => self.stays("it could not go on with what is kept"),
+            Some(0) => self.stays("it is another program, or one from before there were upgrades"),
+            Some(code) => self.stays(&format!(
+                "it ended with status {code} when it was tried, and has said why if it is fdstashd"
+            )),
+            None => self.stays("it was killed when it was tried"),
         }
     }
 

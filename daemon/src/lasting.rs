@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, bail};
@@ -188,16 +188,24 @@ pub(crate) fn is_for_one_process(key: &std::ffi::OsStr) -> bool {
         .any(|one| key == *one)
 }
 
-/// Where the file is that this program was started from, also if another stands there now.
+/// Where the next version of this program will stand: where this one was started from, by the path
+/// that it was called by, so that a link is followed anew; and where that path leads nowhere else, by
+/// the kernel's word, also if another file stands there now.
 ///
 /// # Errors
 ///
 /// If `/proc` does not tell.
-pub(crate) fn program() -> io::Result<std::path::PathBuf> {
-    let path = env::current_exe()?;
-    let text = path.to_string_lossy();
+pub(crate) fn program() -> io::Result<PathBuf> {
+    let running = env::current_exe()?;
+    let called = env::args_os().next().map(PathBuf::from);
+    let called = called.filter(|path| path.is_absolute() && !path.starts_with("/proc"));
+    let is_same = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == running);
+    if let Some(called) = called.filter(is_same) {
+        return Ok(called);
+    }
+    let text = running.to_string_lossy();
     // The kernel appends this where the file was replaced since.
-    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), |path| Path::new(path).into()))
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| running.clone(), PathBuf::from))
 }
 
 /// Numbers, and a dash where there is none.

@@ -29,11 +29,7 @@ impl Connection {
     pub(crate) fn resume(daemon: &Rc<RefCell<Daemon>>, connected: Connected) {
         let Connected { carried, socket, fds } = connected;
         let Carried { id, mode, doing, lost, bytes, .. } = carried;
-        let call = match &doing {
-            Doing::Nothing => Current::None,
-            Doing::Waiting { .. } => Current::Waiting(mode),
-            Doing::Watching(_) => Current::Watching,
-        };
+        let call = call_of(&doing, mode);
         let who = peer::who(&socket).unwrap_or_else(|_| peer::nobody());
         let seat = Rc::new(Seat::at(who.clone(), call, lost));
         daemon.borrow_mut().resume(id, who, doing, &seat);
@@ -51,7 +47,8 @@ impl Connection {
         }
     }
 
-    /// Whether no call is to be begun, since the daemon stops. A transaction is let come to its end.
+    /// Whether no call is to be begun, since the daemon stops. A transaction with something in it is let
+    /// come to its end.
     pub(crate) fn is_frozen(&self) -> bool {
         let daemon = self.daemon.borrow();
         daemon.pause.is_frozen && daemon.stash.can_be_carried(self.id)
@@ -98,5 +95,14 @@ impl Connection {
         let (_, mut fds) = self.inbox.unread();
         fds.try_for_each(|fd| set_survives_exec(fd, survives))?;
         set_survives_exec(&self.socket, survives)
+    }
+}
+
+fn call_of(doing: &Doing, mode: Mode) -> Current {
+    match doing {
+        Doing::Nothing => Current::None,
+        Doing::Waiting { .. } => Current::Waiting(mode),
+        Doing::Watching(_) => Current::Watching,
+        Doing::InTransaction(doing) => call_of(doing, mode),
     }
 }

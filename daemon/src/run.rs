@@ -127,7 +127,13 @@ impl Daemon {
         let daemon = Rc::new(RefCell::new(daemon));
         if restores > 0 {
             let connections = connections.len();
-            tracing::info!(back, missing, closed, connections, "came back to what was kept");
+            tracing::info!(
+                entries = back,
+                lost = missing,
+                connections,
+                leftovers = closed,
+                "came back to what was kept, closed what the last server left over"
+            );
         }
         daemon.borrow_mut().perform(effects);
         for connected in connections {

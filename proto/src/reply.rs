@@ -63,7 +63,8 @@ pub enum Notice {
 }
 
 /// The figures of GetStatistics. The counts are of entries, since the stash began, and add up:
-/// `entries` is `given` less `taken`, `closed` and `expired`.
+/// `entries` is `given` less `taken`, `closed` and `expired`. After a crash or an upgrade they begin anew,
+/// and what has come back counts as given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statistics {

@@ -80,6 +80,8 @@ pub enum Doing {
     },
     /// It watches.
     Watching(Pattern),
+    /// The same, in a transaction that has nothing in it yet.
+    InTransaction(Box<Doing>),
 }
 
 const BEGIN: u8 = 1;
@@ -294,7 +296,15 @@ fn write_carried(carried: &Carried, to: &mut Writer<'_>) {
     to.number(carried.id.0);
     to.number(carried.number.into());
     to.0.push(mode_code(carried.mode));
-    match &carried.doing {
+    write_doing(&carried.doing, to);
+    to.number(carried.lost);
+    to.bytes(&carried.bytes);
+    to.count(carried.fds.len());
+    carried.fds.iter().for_each(|number| to.number((*number).into()));
+}
+
+fn write_doing(doing: &Doing, to: &mut Writer<'_>) {
+    match doing {
         Doing::Nothing => to.0.push(0),
         Doing::Waiting { names, taking, until_boot_usec } => {
             to.0.push(1);
@@ -307,11 +317,11 @@ fn write_carried(carried: &Carried, to: &mut Writer<'_>) {
             to.0.push(2);
             to.text(pattern.as_str());
         }
+        Doing::InTransaction(doing) => {
+            to.0.push(3);
+            write_doing(doing, to);
+        }
     }
-    to.number(carried.lost);
-    to.bytes(&carried.bytes);
-    to.count(carried.fds.len());
-    carried.fds.iter().for_each(|number| to.number((*number).into()));
 }
 
 fn read_carried(from: &mut Reader<'_>) -> Result<Carried, Unreadable> {
@@ -319,15 +329,18 @@ fn read_carried(from: &mut Reader<'_>) -> Result<Carried, Unreadable> {
         id: ConnectionId(from.number()?),
         number: from.u32()?,
         mode: read_code(from, &[Mode::Once, Mode::More, Mode::Oneway], mode_code)?,
-        doing: read_doing(from)?,
+        doing: match from.byte()? {
+            3 => Doing::InTransaction(Box::new(read_doing(from.byte()?, from)?)),
+            code => read_doing(code, from)?,
+        },
         lost: from.number()?,
         bytes: from.bytes()?.to_vec(),
         fds: from.several(Reader::u32)?,
     })
 }
 
-fn read_doing(from: &mut Reader<'_>) -> Result<Doing, Unreadable> {
-    Ok(match from.byte()? {
+fn read_doing(code: u8, from: &mut Reader<'_>) -> Result<Doing, Unreadable> {
+    Ok(match code {
         0 => Doing::Nothing,
         1 => Doing::Waiting {
             names: from.several(read_name)?,

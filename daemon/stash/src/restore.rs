@@ -164,6 +164,10 @@ impl<F> Stash<F> {
     pub fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing) {
         let ephemeral = self.orphans.remove(&id).unwrap_or_default();
         self.clients.insert(id, Client { ephemeral, ..Client::new(who) });
+        self.resume_doing(id, doing);
+    }
+
+    fn resume_doing(&mut self, id: ConnectionId, doing: Doing) {
         match doing {
             Doing::Nothing => {}
             Doing::Waiting { names, taking, until_boot_usec } => {
@@ -171,6 +175,12 @@ impl<F> Stash<F> {
             }
             Doing::Watching(pattern) => {
                 self.watchers.insert(id, pattern);
+            }
+            Doing::InTransaction(doing) => {
+                self.resume_doing(id, *doing);
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.in_transaction = true;
+                }
             }
         }
     }
@@ -189,8 +199,8 @@ impl<F> Stash<F> {
         effects
     }
 
-    /// What the connections do that can go on with another daemon: those that are in no transaction,
-    /// and wait for nothing but names.
+    /// What the connections do that can go on with another daemon: those that have nothing staged, and
+    /// wait for nothing but names.
     #[must_use]
     pub fn carry(&self) -> Vec<(ConnectionId, Doing)> {
         let mut carried: Vec<_> =
@@ -204,7 +214,7 @@ impl<F> Stash<F> {
     pub fn can_be_carried(&self, id: ConnectionId) -> bool {
         self.clients.get(&id).is_some_and(|client| {
             let waits = matches!(client.unfinished, None | Some(Unfinished::Waiting(_)));
-            waits && !client.in_transaction
+            waits && client.holds.is_empty()
         })
     }
 
@@ -213,20 +223,23 @@ impl<F> Stash<F> {
         id: ConnectionId,
         client: &Client<F>,
     ) -> Option<(u64, ConnectionId, Doing)> {
-        if client.in_transaction {
+        if !client.holds.is_empty() {
             return None;
         }
-        match &client.unfinished {
+        let (turn, doing) = match &client.unfinished {
             None => {
                 let watched = self.watchers.get(&id).cloned();
-                Some((0, id, watched.map_or(Doing::Nothing, Doing::Watching)))
+                (0, watched.map_or(Doing::Nothing, Doing::Watching))
             }
             Some(Unfinished::Waiting(waiting)) => {
                 let Waiting { names, taking, turn, until_boot_usec } = waiting.clone();
-                Some((turn, id, Doing::Waiting { names, taking, until_boot_usec }))
+                (turn, Doing::Waiting { names, taking, until_boot_usec })
             }
-            Some(Unfinished::Opening(..) | Unfinished::Leaving(_)) => None,
-        }
+            Some(Unfinished::Opening(..) | Unfinished::Leaving(_)) => return None,
+        };
+        let in_transaction = client.in_transaction;
+        let doing = if in_transaction { Doing::InTransaction(Box::new(doing)) } else { doing };
+        Some((turn, id, doing))
     }
 
     /// How far counting has come.

@@ -49,20 +49,20 @@ fn lines(info: &Info, figures: &Statistics) -> [(&'static str, String); 7] {
     let Statistics { entries, max_entries, connections, transactions, .. } = figures;
     let Statistics { given, taken, copied, closed, reopened, expired, refused, .. } = figures;
     let survives = match figures.keeper {
-        Keeper::Process => "a crash and an upgrade of the daemon, and end when it does",
-        Keeper::ProcessAndSystemd => "a crash, an upgrade and a restart of the daemon",
-        Keeper::Nobody => "nothing: it ends with the daemon",
+        Keeper::Process => "crashes and upgrades of the daemon; they end when it is asked to end",
+        Keeper::ProcessAndSystemd => "crashes, upgrades and restarts of the daemon",
+        Keeper::Nobody => "nothing: they end with the daemon",
     };
     [
         ("daemon", plain(&format!("{} {}", info.product, info.version))),
         ("entries", format!("{entries} of at most {max_entries}")),
-        ("outlive", survives.to_owned()),
-        ("restores", figures.restores.to_string()),
+        ("they outlive", survives.to_owned()),
+        ("came back", format!("{} times, after crashes and upgrades", figures.restores)),
         ("connections", format!("{connections}, {transactions} of them in a transaction")),
         (
             "since then",
             format!(
-                "{given} given, {taken} taken, {copied} copied, {closed} closed, {reopened} reopened, {expired} expired"
+                "{given} given or come back, {taken} taken, {copied} copied, {closed} closed, {reopened} reopened, {expired} expired"
             ),
         ),
         ("refused", format!("{refused} calls")),

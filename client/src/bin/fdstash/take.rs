@@ -1,6 +1,11 @@
 //! `fdstash take`.
 
-use std::{ffi::OsString, os::fd::OwnedFd, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    os::fd::OwnedFd,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use fdstash::{
@@ -13,6 +18,9 @@ use crate::{
     run::{NotRunning, Running, Seats, start},
     words::span,
 };
+
+/// How often the daemon may end while something is taken.
+const ATTEMPTS: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,12 +68,27 @@ impl Take {
             let handed = self.copies(&mut client)?;
             start(&self.command, fds_of(handed), self.seats())
         } else {
-            let mut transaction = client.transaction()?;
-            let handed = transaction.take_within(&self.names, self.wait.unwrap_or_default())?;
-            start_and_commit(transaction, &self.command, handed, self.seats())
+            self.take(&mut client)?
         };
         drop(client);
         finish(started)
+    }
+
+    /// Takes in a transaction, and again in another one where the daemon ends meanwhile.
+    fn take(&self, client: &mut Client) -> Result<Result<Running, NotRunning>, fdstash::Error> {
+        let wait = self.wait.unwrap_or_default();
+        let began = Instant::now();
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            let mut transaction = client.transaction()?;
+            match transaction.take_within(&self.names, wait.saturating_sub(began.elapsed())) {
+                Err(fdstash::Error::ConnectionLost { may_be_done: false }) if attempts > 0 => {}
+                handed => {
+                    return Ok(start_and_commit(transaction, &self.command, handed?, self.seats()));
+                }
+            }
+        }
     }
 
     fn copies(&self, client: &mut Client) -> Result<Vec<Handed<OwnedFd>>, fdstash::Error> {
