@@ -894,6 +894,28 @@ fn a_transaction_is_served_to_its_commit_before_the_next_version_takes_over() {
 }
 
 #[test]
+fn a_command_that_waits_goes_on_over_upgrades_and_deaths() {
+    let daemon = Daemon::spawn();
+    let mut waiting = daemon.command();
+    waiting.args(["take", "later", "--wait", "60", "--", "cat"]).stdout(Stdio::piped());
+    let waiting = waiting.spawn().unwrap();
+    let stands = || daemon.statistics().transactions == 1;
+    wait_until(SOON, stands);
+    let began = Instant::now();
+
+    daemon.upgrade();
+    assert!(began.elapsed() < Duration::from_secs(2), "nobody waits for who only waits");
+    assert!(stands(), "it goes on by itself");
+    kill_the_server_of(&daemon);
+    wait_until(SOON, stands);
+    fs::write(daemon.path("later"), "at last").unwrap();
+    daemon.client().give(&[gift("later", File::open(daemon.path("later")).unwrap())]).unwrap();
+
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "at last", "{output:?}");
+}
+
+#[test]
 fn who_is_at_the_other_end_stays_known_over_an_upgrade() {
     if !is_root() {
         return kit::skipped("to be another user takes root");

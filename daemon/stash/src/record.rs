@@ -2,6 +2,8 @@
 //!
 //! Each line says which version wrote it, so that the next one reads this one's. A line is whole or
 //! worth nothing: who stores it sees to that, with a checksum.
+//!
+//! It is one file, since what writes and what reads are right only as each other's mirror.
 
 use std::sync::Arc;
 
