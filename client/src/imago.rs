@@ -98,13 +98,7 @@ impl Driver for Disk {
             Top::At(path) => (files.open(path, access).await?, path.clone()),
             Top::Kept(name) => files.open_kept(name, access).await?,
         };
-        let storage = storage(file, &path, files, access)?;
-        match self.format {
-            Format::Raw => build(Raw::builder(storage), files, access).await,
-            Format::Qcow2 => build(Qcow2::<File>::builder(storage), files, access).await,
-            Format::Vmdk => build(Vmdk::<File>::builder(storage), files, access).await,
-            other => Err(io::Error::other(format!("images of the format {other:?} are not known"))),
-        }
+        open(file, &path, self.format, access, files).await
     }
 
     /// Reads a little of each file, and of the guest's disk.
@@ -140,35 +134,88 @@ impl Driver for Disk {
     }
 }
 
+/// Opens an image and what it refers to.
+async fn open(
+    file: fs::File,
+    path: &Path,
+    format: Format,
+    access: Access,
+    files: &mut Files<'_>,
+) -> io::Result<FormatAccess<File>> {
+    let storage = storage(file, path, files, access)?;
+    let is_writable = access.covers(Access::Write);
+    match format {
+        Format::Raw => build(Raw::builder(storage), Gate { files, is_writable }).await,
+        Format::Vmdk => build(Vmdk::<File>::builder(storage), Gate { files, is_writable }).await,
+        Format::Qcow2 => {
+            let mut image = Qcow2::<File>::open_image(storage, is_writable).await?;
+            if let Some((backing, format)) = backing(&image, path)? {
+                let file = files.open(&backing, Access::Read).await?;
+                // Boxed, since a backing file may have one too.
+                let open = Box::pin(open(file, &backing, format, Access::Read, files));
+                image.set_backing(Some(open.await?));
+            }
+            // A data file, and a backing file of whose format nothing is said.
+            image.open_implicit_dependencies_gated(Gate { files, is_writable }).await?;
+            Ok(FormatAccess::new(image))
+        }
+        other => Err(io::Error::other(format!("images of the format {other:?} are not known"))),
+    }
+}
+
 async fn build<B: FormatDriverBuilder<File>>(
     builder: B,
-    files: &mut Files<'_>,
-    access: Access,
+    gate: Gate<'_, '_>,
 ) -> io::Result<FormatAccess<File>> {
-    let options = StorageOpenOptions::new().direct(is_direct(files));
-    let builder = builder.write(access.covers(Access::Write)).storage_open_options(options);
-    builder.open(Gate(files)).await.map(FormatAccess::new)
+    builder.write(gate.is_writable).open(gate).await.map(FormatAccess::new)
+}
+
+/// Which backing file an image has, of a format that its header names: of these, `imago` would open only
+/// raw and qcow2 by itself.
+fn backing(image: &Qcow2<File>, path: &Path) -> io::Result<Option<(PathBuf, Format)>> {
+    let (Some(backing), Some(format)) =
+        (image.implicit_backing_file(), image.implicit_backing_format())
+    else {
+        return Ok(None);
+    };
+    let format = match format.as_str() {
+        "raw" | "file" => Format::Raw,
+        "qcow2" => Format::Qcow2,
+        "vmdk" => Format::Vmdk,
+        other => {
+            let path = path.display();
+            let message =
+                format!("{path} has a backing file of the format {other}, which is not known");
+            return Err(io::Error::other(message));
+        }
+    };
+    Ok(Some((path.parent().unwrap_or(Path::new("/")).join(backing), format)))
 }
 
 /// Lets `imago` open only what comes through the stash.
-struct Gate<'g, 'a>(&'g mut Files<'a>);
+struct Gate<'g, 'a> {
+    files: &'g mut Files<'a>,
+    /// Whether the image is: `imago` would open a data file for writing anyway.
+    is_writable: bool,
+}
 
 impl ImplicitOpenGate<File> for Gate<'_, '_> {
     async fn open_format<B: FormatDriverBuilder<File>>(
         &mut self,
         builder: B,
     ) -> io::Result<FormatAccess<File>> {
-        // Boxed, since an image may have a backing file that has one.
-        Box::pin(builder.open(Gate(self.0))).await.map(FormatAccess::new)
+        let gate = Gate { files: self.files, is_writable: false };
+        Box::pin(builder.open(gate)).await.map(FormatAccess::new)
     }
 
     async fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<File> {
         let Some(path) = options.get_filename() else {
             return Err(io::Error::other("the image refers to a file without a name"));
         };
-        let access = if options.get_writable() { Access::ReadWrite } else { Access::Read };
-        let file = self.0.open(path, access).await?;
-        storage(file, path, self.0, access)
+        let is_written = self.is_writable && options.get_writable();
+        let access = if is_written { Access::ReadWrite } else { Access::Read };
+        let file = self.files.open(path, access).await?;
+        storage(file, path, self.files, access)
     }
 }
 
@@ -177,10 +224,6 @@ fn storage(file: fs::File, path: &Path, files: &Files<'_>, access: Access) -> io
     let options = StorageOpenOptions::new()
         .filename(path)
         .write(access.covers(Access::Write))
-        .direct(is_direct(files));
+        .direct(files.options().flags().contains(Flags::DIRECT));
     File::from_open_file(file, options)
-}
-
-fn is_direct(files: &Files<'_>) -> bool {
-    files.options().flags().contains(Flags::DIRECT)
 }
