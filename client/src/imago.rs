@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
 };
 
-pub use ::imago::{FormatAccess, format::Format};
+pub use ::imago::{FormatAccess, file::File as StorageFile, format::Format};
 use ::imago::{
     FormatDriverBuilder, StorageExt, StorageOpenOptions, file::File,
     format::gate::ImplicitOpenGate, qcow2::Qcow2, raw::Raw, vmdk::Vmdk,
