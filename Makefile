@@ -23,7 +23,7 @@ demo:
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 
 test:
-	@tests/need cc cargo $(LINTS) qemu-img python3 setpriv nsenter systemd systemd-socket-activate
+	@tests/need cc cargo $(LINTS) qemu-img qemu-system-x86_64 python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
 
