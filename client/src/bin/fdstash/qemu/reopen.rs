@@ -29,11 +29,11 @@ use serde_json::{Value, json};
 pub(super) use self::plan::Flags;
 use self::plan::{Plan, Step};
 use super::{
-    ATTEMPTS, Target,
+    ATTEMPTS, Place,
     attach::settle,
     foreign::Foreign,
     is_undone,
-    nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
+    nodes::{Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
 };
 use crate::{Door, Misuse, table::Table, words::Switch};
@@ -42,6 +42,7 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct off --chain
+  fdstash qemu reopen --libvirt qemu:///system --domain vm7 --disk vda --direct on
 
 All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it had, and
 the stash is as it was.";
@@ -51,7 +52,7 @@ the stash is as it was.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Reopen {
     #[command(flatten)]
-    target: Target,
+    place: Place,
 
     /// Past the host's page cache, or through it [default: as it is]
     #[arg(long)]
@@ -86,7 +87,7 @@ struct Swap {
 
 impl Reopen {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.target.monitor()?;
+        let mut monitor = self.place.monitor()?;
         let mut stash = door.connect()?;
         let mut attempts = ATTEMPTS;
         let plan = self.look(&mut *monitor)?;
@@ -109,16 +110,19 @@ impl Reopen {
 
     /// Finds the image, and plans what is to change.
     fn look(&self, monitor: &mut dyn Monitor) -> anyhow::Result<Plan> {
-        let node = &self.target.node;
+        let is_of_libvirt = self.place.disk.is_some();
+        if is_of_libvirt && self.read_only.is_some() {
+            return Err(Misuse("whether a disk is read-only is for libvirt to say").into());
+        }
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
-        let mut image = Image::find(node, &sets, &seen);
-        if self.foreign.is_some() {
+        let (node, mut image) = self.place.find(monitor, &self.foreign, &sets, &seen)?;
+        if self.foreign.is_some() && !is_of_libvirt {
             if !image.layers.is_empty() {
                 return Err(
                     Misuse("the image is known, and --name and --option are not for it").into()
                 );
             }
-            image = self.foreign.image(node, monitor, &sets, &seen)?;
+            image = self.foreign.image(&node, monitor, &sets, &seen)?;
         }
         anyhow::ensure!(
             !image.layers.is_empty(),

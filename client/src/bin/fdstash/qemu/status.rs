@@ -11,7 +11,8 @@ use fdstash::{Access, Entry, Flags, Name, Pattern};
 use serde_json::{Value, json};
 
 use super::{
-    Target,
+    Place,
+    foreign::Foreign,
     nodes::{FileNode, Image, Seen, Set, nodes, sets},
     reopen,
 };
@@ -25,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash qemu status --qmp /run/vm7.qmp --node disk0
   fdstash qemu status --qmp /run/vm7.qmp --node disk0 --json | jq '.nodes[].direct'
+  fdstash qemu status --libvirt qemu:///system --domain vm7 --disk vda
 
 FDS is how many descriptors the node's set has. More than one are left over from a reopen that was cut
 off; the next one removes them.";
@@ -34,7 +36,7 @@ off; the next one removes them.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {
     #[command(flatten)]
-    target: Target,
+    place: Place,
 
     /// Write it as one JSON object
     #[arg(long)]
@@ -52,13 +54,12 @@ struct Line<'a> {
 
 impl Status {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.target.monitor()?;
+        let mut monitor = self.place.monitor()?;
         let mut stash = door.connect()?;
         let entries = stash.list(&Pattern::new("*")?)?;
         let (sets, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
-        let node = &self.target.node;
-        let image = Image::find(node, &sets, &seen);
-        let strays = Image::strays(node, &sets, &seen);
+        let (node, image) = self.place.find(&*monitor, &Foreign::default(), &sets, &seen)?;
+        let strays = Image::strays(&node, &sets, &seen);
         anyhow::ensure!(
             !image.layers.is_empty() || !strays.is_empty(),
             "QEMU has no image {node:?} that was attached"
@@ -148,7 +149,9 @@ impl Line<'_> {
                 drifts.push(format!("{node}: its set has {} descriptors", self.count()));
             }
         }
-        if self.set.zip(self.seen).is_some_and(|(set, seen)| set.in_force(seen).is_none()) {
+        // Beside what libvirt has put there, or who started QEMU, stands no mark until a reopen.
+        let marked = self.set.filter(|set| set.marked().next().is_some());
+        if marked.zip(self.seen).is_some_and(|(set, seen)| set.in_force(seen).is_none()) {
             drifts.push(format!("{node}: no descriptor of its set has the flags that it has"));
         }
         drifts
