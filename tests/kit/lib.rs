@@ -7,6 +7,7 @@
 
 mod daemon;
 mod group;
+mod libvirt;
 mod machine;
 mod program;
 mod random;
@@ -27,6 +28,7 @@ use fdstash::{Gift, Name, Pattern};
 pub use crate::{
     daemon::{Builder, Daemon},
     group::Group,
+    libvirt::{Host, domain},
     machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
     program::{install_program, program, program_with_steps},
     random::{Random, seed},

@@ -33,7 +33,7 @@ use super::{
     attach::settle,
     foreign::Foreign,
     is_undone,
-    nodes::{Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
+    nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
 };
 use crate::{Door, Misuse, table::Table, words::Switch};
@@ -116,6 +116,9 @@ impl Reopen {
         }
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
         let (node, mut image) = self.place.find(monitor, &self.foreign, &sets, &seen)?;
+        if is_of_libvirt {
+            check_entries(&image)?;
+        }
         if self.foreign.is_some() && !is_of_libvirt {
             if !image.layers.is_empty() {
                 return Err(
@@ -147,6 +150,17 @@ impl Reopen {
         table.write(&mut out, None)?;
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
     }
+}
+
+/// Refuses an image of which it is not known which entries have its files.
+fn check_entries(image: &Image) -> anyhow::Result<()> {
+    let mut files = image.layers.iter().flat_map(|layer| &layer.files);
+    let Some(file) = files.find(|file| file.mark.entry.is_none()) else { return Ok(()) };
+    anyhow::bail!(
+        "the group of node {0:?} cannot be an entry's name: say which entry has its file, --name \
+         {0}=NAME",
+        file.node()
+    )
 }
 
 /// Does all of it, and tells what the commit came to. Where anything fails before that, all is as it

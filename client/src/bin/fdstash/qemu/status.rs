@@ -66,6 +66,7 @@ impl Status {
         );
         let lines = lines(&image, &sets, &seen, &entries);
         let mut drifts: Vec<String> = lines.iter().flat_map(Line::drifts).collect();
+        drifts.extend(image.layers.iter().filter_map(|layer| no_backing(seen.get(&layer.node)?)));
         drifts.extend(strays.iter().map(|set| {
             let id = set.id;
             format!("set {id} was meant for this image, and no node uses it: detach removes it")
@@ -105,6 +106,20 @@ fn lines<'a>(
         }));
     }
     lines
+}
+
+/// What is missing below an image, if its header names another that QEMU was not given: then the guest
+/// reads zeroes, and QEMU says nothing.
+fn no_backing(seen: &Seen) -> Option<String> {
+    let named = seen.all["image"]["backing-filename"].as_str()?;
+    let node = &seen.node;
+    let message = || {
+        format!(
+            "{node}: the image stands on {named:?}, and QEMU has no image below it: where that has \
+             data, the guest reads zeroes"
+        )
+    };
+    seen.all["backing_file"].is_null().then(message)
 }
 
 impl Line<'_> {
