@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use clap::Args;
 use fdstash::Name;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     nodes::{FileNode, Identity, Image, Layer, Mark, Options, Seen, Set},
@@ -106,10 +106,7 @@ fn known(node: &Seen) -> Options {
     if node.all["detect_zeroes"] != "off" {
         options["detect-zeroes"] = node.all["detect_zeroes"].clone();
     }
-    match options {
-        Value::Object(options) => options,
-        _ => Options::new(),
-    }
+    options.as_object_mut().map(std::mem::take).unwrap_or_default()
 }
 
 /// The set that a node is opened from, and it alone.

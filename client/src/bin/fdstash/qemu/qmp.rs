@@ -73,12 +73,10 @@ impl Failure {
 
     fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
         let command = command.to_owned();
-        match why.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Self::Unanswered { command, limit }
-            }
-            _ => Self::Lost { command, why },
+        if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            return Self::Unanswered { command, limit };
         }
+        Self::Lost { command, why }
     }
 }
 

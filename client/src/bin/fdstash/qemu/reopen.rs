@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use clap::Args;
 use fdstash::{Handed, Name, Reopening, blocking::Transaction};
 use rustix::fs::fstat;
@@ -80,8 +81,8 @@ struct Swap {
     took: Duration,
     /// What it has changed beyond that, and could not take back.
     wrong: Option<String>,
-    /// The descriptors that it has used before, as a set's number and QEMU's of it.
-    old: Vec<(i64, i64)>,
+    /// The descriptors that it has used before.
+    old: Vec<Place>,
 }
 
 impl Reopen {
@@ -171,7 +172,7 @@ fn go_over(
     monitor: &mut dyn Monitor,
     plan: &Plan,
     handed: Vec<Handed<OwnedFd>>,
-    added: &mut Vec<(i64, i64)>,
+    added: &mut Vec<Place>,
 ) -> anyhow::Result<Swap> {
     let (sets, before) = (sets(monitor)?, nodes(monitor)?);
     for step in &plan.steps {
@@ -179,7 +180,8 @@ fn go_over(
             before.get(step.file.node()).is_some_and(|node| Flags::of(node) == step.was);
         anyhow::ensure!(is_as_planned, "node {:?} has changed meanwhile", step.file.node());
     }
-    let old = tidy(monitor, plan, &sets, &before)?;
+    let (old, over) = leftovers(plan, &sets, &before);
+    let stuck = tidy(monitor, &over)?;
     for ((step, _), Handed { name, fd }) in plan.kept().zip(handed) {
         let stat = fstat(&fd)?;
         anyhow::ensure!(
@@ -193,22 +195,29 @@ fn go_over(
         added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
     }
     let began = Instant::now();
-    monitor.execute("blockdev-reopen", json!({ "options": plan.options() }), None)?;
+    let went = monitor.execute("blockdev-reopen", json!({ "options": plan.options() }), None);
     let took = began.elapsed();
+    if stuck > 0 {
+        went.with_context(|| {
+            format!(
+                "this QEMU closes no descriptor until the guest runs, and {stuck} that were taken out of \
+                 its sets keep their locks"
+            )
+        })?;
+    } else {
+        went?;
+    }
     let wrong = check(monitor, plan, &before)?;
     Ok(Swap { took, wrong, old })
 }
 
-/// Takes out what a reopen has left behind that was cut off, and tells what is left. A node has a
-/// duplicate of its own of what it was opened from, but a lock on what is left over would be in the way
-/// of whoever writes.
-fn tidy(
-    monitor: &mut dyn Monitor,
-    plan: &Plan,
-    sets: &[Set],
-    seen: &BTreeMap<String, Seen>,
-) -> anyhow::Result<Vec<(i64, i64)>> {
-    let mut left = Vec::new();
+/// A descriptor in QEMU: its set, and QEMU's number of it.
+type Place = (i64, i64);
+
+/// What is in the sets: what nodes have been opened from, and what a reopen has left behind that was cut
+/// off, before or after they went over.
+fn leftovers(plan: &Plan, sets: &[Set], seen: &BTreeMap<String, Seen>) -> (Vec<Place>, Vec<Place>) {
+    let (mut used, mut over) = (Vec::new(), Vec::new());
     for (step, _) in plan.kept() {
         let Some(set) = sets.iter().find(|set| set.id == step.file.set) else { continue };
         let in_force = seen.get(step.file.node()).and_then(|node| set.in_force(node));
@@ -216,14 +225,29 @@ fn tidy(
             // What bears no mark of ours somebody else has put there.
             let is_over = member.mark.is_some()
                 && in_force.is_some_and(|(in_force, _)| in_force.number != member.number);
-            if is_over {
-                remove_fd(monitor, set.id, member.number)?;
-            } else {
-                left.push((set.id, member.number));
-            }
+            let place = (set.id, member.number);
+            if is_over { over.push(place) } else { used.push(place) }
         }
     }
-    Ok(left)
+    (used, over)
+}
+
+/// Takes out what is left over, and tells how many of them stay all the same. No node misses one, since
+/// it has a duplicate of its own of what it was opened from; but their locks are in the way of whoever is
+/// to write.
+fn tidy(monitor: &mut dyn Monitor, over: &[Place]) -> anyhow::Result<usize> {
+    for &(set, number) in over {
+        remove_fd(monitor, set, number)?;
+    }
+    if over.is_empty() {
+        return Ok(0);
+    }
+    let left = sets(monitor)?;
+    let is_left = |&&(id, number): &&Place| {
+        let set = left.iter().find(|set| set.id == id);
+        set.is_some_and(|set| set.members.iter().any(|member| member.number == number))
+    };
+    Ok(over.iter().filter(is_left).count())
 }
 
 /// Whether the nodes are as was asked, and nothing else has changed. If not, they go back, and that is
@@ -259,7 +283,7 @@ fn check(
 }
 
 /// Takes out the new descriptors where QEMU has not gone over to them, and tells how things stand.
-fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Error) -> &'static str {
+fn take_back(monitor: &mut dyn Monitor, added: &[Place], why: &anyhow::Error) -> &'static str {
     if Failure::leaves_open(why) {
         return "QEMU has the old and the new descriptors and works with either; `fdstash qemu status` \
                 tells which, and the next reopen removes the others. The stash is as it was";
@@ -274,7 +298,7 @@ fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Erro
 }
 
 /// Takes out what QEMU no longer uses. What cannot be taken out the next reopen tries again.
-fn remove_old(monitor: &mut dyn Monitor, old: &[(i64, i64)]) {
+fn remove_old(monitor: &mut dyn Monitor, old: &[Place]) {
     for &(set, number) in old {
         if let Err(error) = remove_fd(monitor, set, number) {
             crate::complain(format_args!("an old descriptor stays in set {set}: {error:#}"));
