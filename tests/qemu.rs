@@ -373,6 +373,9 @@ fn nodes_that_qemu_was_started_with_are_reopened_when_their_entries_are_named() 
     running.io("disk0", "write -P 2 0");
 
     assert_eq!(status(&daemon, "disk0"), (vec![node("disk0-file", true, false)], vec![]));
+    // From here on QEMU remembers it, and its word can be checked.
+    fails(&daemon, &format!("{reopen} --name disk0-file=other.qcow2"), "and no --name does");
+    works(&daemon, &format!("{reopen} --name disk0-file=disk.qcow2"));
     works(&daemon, "detach --node disk0");
     assert_eq!((running.count("query-fdsets"), running.count("query-named-block-nodes")), (0, 0));
 }

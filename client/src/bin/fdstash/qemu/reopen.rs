@@ -37,7 +37,11 @@ use super::{
     nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
 };
-use crate::{Door, Misuse, table::Table, words::Switch};
+use crate::{
+    Door,
+    table::Table,
+    words::{Switch, plain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +49,17 @@ Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct off --chain
 
 All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it had, and
-the stash is as it was.";
+the stash is as it was.
+
+Of nodes that QEMU was started with, and not those of `fdstash qemu attach`, it must be said which entry
+has which file, and once what options they have:
+  fdstash take vm7-disk0 --copy --fresh --fd 3 -- qemu-system-x86_64 \\
+      -qmp unix:/run/vm7.qmp,server=on,wait=off -add-fd fd=3,set=1,opaque=vm7-disk0 \\
+      -blockdev driver=file,node-name=disk0-file,filename=/dev/fdset/1,aio=threads \\
+      -blockdev driver=qcow2,node-name=disk0,file=disk0-file
+  fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on \\
+      --name disk0-file=vm7-disk0 --option aio=threads
+QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for each.";
 
 /// Have QEMU go over to newly opened files of an image, while its guest runs
 #[derive(Args)]
@@ -114,12 +128,11 @@ impl Reopen {
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
         let mut image = Image::find(node, &sets, &seen);
         if self.foreign.is_some() {
-            if !image.layers.is_empty() {
-                return Err(
-                    Misuse("the image is known, and --name and --option are not for it").into()
-                );
+            if image.layers.is_empty() {
+                image = self.foreign.image(node, monitor, &sets, &seen)?;
+            } else {
+                self.foreign.confirm(&image)?;
             }
-            image = self.foreign.image(node, monitor, &sets, &seen)?;
         }
         anyhow::ensure!(
             !image.layers.is_empty(),
@@ -139,7 +152,7 @@ impl Reopen {
         let mut table = Table::new(&["NODE", "NAME", "WAS", "IS"]);
         for step in &plan.steps {
             let entry = step.entry().map(Name::to_string).unwrap_or_default();
-            table.push([step.file.node().to_owned(), entry, step.was.words(), step.is.words()]);
+            table.push([plain(step.file.node()), entry, step.was.words(), step.is.words()]);
         }
         table.write(&mut out, None)?;
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
