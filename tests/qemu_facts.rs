@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kit::{Monitor, Qemu, identity, python};
+use kit::{Image, Monitor, Qemu, identity, python};
 use rustix::{
     fs::{Mode, OFlags, fcntl_getfl},
     path::DecInt,
@@ -17,7 +17,7 @@ use rustix::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A QEMU, one connection to its monitor, and a folder for images, below which O_DIRECT works.
+/// A QEMU, one connection to its monitor, and a folder for images, where O_DIRECT works.
 struct Bench {
     qemu: Qemu,
     monitor: Monitor,
@@ -28,8 +28,7 @@ struct Bench {
 fn bench() -> Option<Bench> {
     let qemu = Qemu::start()?;
     let monitor = Monitor::connect(&qemu.qmp());
-    let folder = tempfile::tempdir_in("/var/tmp").expect("a folder can be made");
-    Some(Bench { qemu, monitor, folder })
+    Some(Bench { qemu, monitor, folder: Image::folder() })
 }
 
 impl Bench {
@@ -302,7 +301,7 @@ fn what_stands_beside_a_descriptor_is_told_to_whoever_asks_later() {
 #[test]
 fn the_backing_file_of_an_image_from_a_set_must_be_named() {
     let Some(mut bench) = bench() else { return };
-    let image = kit::Image::qcow2(bench.folder.path());
+    let image = Image::qcow2(bench.folder.path());
     let read_only = File::open(&image.files[1].path).unwrap();
     bench.add(1, &read_only);
     let mut options = json!({
@@ -422,7 +421,7 @@ fn a_description_of_qemus_own_leaves_no_lock_behind() {
 #[test]
 fn the_extents_of_a_vmdk_are_found_by_names_below_dev_fdset() {
     let Some(mut bench) = bench() else { return };
-    let image = kit::Image::vmdk(bench.folder.path());
+    let image = Image::vmdk(bench.folder.path());
     for (set, file) in (1..).zip(&image.files) {
         bench.add(set, &open(&file.path, false));
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use fdstash::{Gift, blocking::Client};
+use tempfile::TempDir;
 
 use crate::{
     io::{BLOCK, Written, filled},
@@ -41,6 +42,17 @@ pub struct ImageFile {
 }
 
 impl Image {
+    /// A folder for images, on a file system that is no memory and so has O_DIRECT.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be made.
+    #[must_use]
+    pub fn folder() -> TempDir {
+        let folder = tempfile::Builder::new().prefix("fdstash-images-").tempdir_in("/var/tmp");
+        folder.expect("a folder can be made")
+    }
+
     /// A raw image.
     #[must_use]
     pub fn raw(folder: &Path) -> Self {

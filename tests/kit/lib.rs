@@ -33,7 +33,7 @@ pub use crate::{
     group::Group,
     images::{Image, ImageFile},
     io::{Ended, Io, Written},
-    machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
     program::{install_program, program, program_with_steps},
     qemu::{Monitor, Qemu},

@@ -1,0 +1,536 @@
+//! `fdstash qemu` with a real QEMU and the real daemon, while a client of QEMU's NBD server writes and
+//! reads the image and checks what it reads: whatever fails, the I/O goes on over a working set, and
+//! what was written is there in the end.
+
+use std::{
+    fs::{self, File},
+    os::{fd::AsFd, unix::fs::symlink},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+};
+
+use fdstash::{Access, Entry, Gift, blocking::Client};
+use kit::{
+    Attribute, Daemon, Image, Io, Mount, Qemu, Random, SOON, User, Written, gift, identity, is_root,
+    name, pattern, seed, skipped, wait_until,
+};
+use rustix::{fs::OFlags, path::DecInt, process::{Pid, Signal, kill_process}};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const NODE: &str = "disk0";
+
+/// A daemon that keeps an image's files, and a QEMU that is to use them.
+struct Vm {
+    daemon: Daemon,
+    qemu: Qemu,
+    image: Image,
+    _folder: TempDir,
+}
+
+impl Vm {
+    /// None, where there is no QEMU.
+    fn with(make: fn(&Path) -> Image) -> Option<Self> {
+        Self::over(Daemon::spawn(), make)
+    }
+
+    fn over(daemon: Daemon, make: fn(&Path) -> Image) -> Option<Self> {
+        let qemu = Qemu::start()?;
+        let folder = Image::folder();
+        let image = make(folder.path());
+        image.give(&mut daemon.client());
+        Some(Self { daemon, qemu, image, _folder: folder })
+    }
+
+    /// The same, attached, exported, and with I/O under way.
+    fn running(make: fn(&Path) -> Image) -> Option<(Self, Io)> {
+        let vm = Self::with(make)?;
+        let io = vm.begin();
+        Some((vm, io))
+    }
+
+    fn begin(&self) -> Io {
+        self.attach(&[]);
+        let socket = self.qemu.export(NODE, true).expect("QEMU exports it");
+        Io::start(&socket, NODE, &self.image.written)
+    }
+
+    fn command(&self, verb: &str, args: &[&str]) -> Command {
+        let mut command = self.daemon.command();
+        command.args(["qemu", verb, "--node", NODE, "--qmp"]).arg(self.qemu.qmp()).args(args);
+        command
+    }
+
+    fn run(&self, verb: &str, args: &[&str]) -> Output {
+        self.command(verb, args).output().expect("the command can be started")
+    }
+
+    #[track_caller]
+    fn works(&self, verb: &str, args: &[&str]) -> String {
+        let output = self.run(verb, args);
+        assert!(output.status.success(), "{verb} {args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// What it says when it fails.
+    #[track_caller]
+    fn fails(&self, verb: &str, args: &[&str]) -> String {
+        let output = self.run(verb, args);
+        assert!(!output.status.success(), "{verb} {args:?} works: {}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    #[track_caller]
+    fn attach(&self, more: &[&str]) {
+        let files = self.image.arguments();
+        let args: Vec<&str> = files.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        self.works("attach", &args);
+    }
+
+    /// Switches the host's cache, and looks at what QEMU has then.
+    #[track_caller]
+    fn switch(&self, direct: bool, more: &[&str]) {
+        self.works("reopen", &[&["--direct", on_or_off(direct)], more].concat());
+        assert_eq!(self.is_direct(), direct);
+    }
+
+    /// Whether QEMU has the topmost image's data open past the page cache: as it says, and as the kernel
+    /// says of its descriptors.
+    #[track_caller]
+    fn is_direct(&self) -> bool {
+        let file = self.image.files.last().filter(|file| file.format.is_none());
+        let path = file.map_or(self.image.path(), |extent| &extent.path);
+        let open = File::open(path).expect("an image can be looked at");
+        let flags = self.qemu.flags_of(identity(&open));
+        assert!(!flags.is_empty(), "QEMU has the image open");
+        let direct = flags.iter().filter(|flags| flags.contains(OFlags::DIRECT)).count();
+        assert!(direct == 0 || direct == flags.len(), "of {flags:?} some are direct");
+        direct > 0
+    }
+
+    /// What the stash keeps; its entries' revisions tell whether one was ever touched.
+    fn entries(&self) -> Vec<Entry> {
+        self.daemon.client().list(&pattern("*")).expect("a list")
+    }
+
+    /// What QEMU has: how each node is open, and how many descriptors it was sent.
+    fn state(&self) -> (Vec<[Value; 3]>, usize) {
+        let nodes = self.qemu.nodes().into_iter().filter_map(|name| self.qemu.node(&name));
+        let nodes = nodes.map(|mut node| {
+            [node["node-name"].take(), node["ro"].take(), node["cache"]["direct"].take()]
+        });
+        let sets = self.qemu.fdsets();
+        let count = |set: &Value| set["fds"].as_array().map_or(0, Vec::len);
+        (nodes.collect(), sets.iter().map(count).sum())
+    }
+
+    /// A reopen fails with these words, and is as if it had never been asked for.
+    #[track_caller]
+    fn refuses(&self, io: &Io, args: &[&str], words: &str) {
+        let (entries, state) = (self.entries(), self.state());
+
+        let said = self.fails("reopen", args);
+
+        assert!(said.contains(words), "{words:?} is missing: {said}");
+        assert_eq!(self.entries(), entries, "{said}");
+        assert_eq!(self.state(), state, "{said}");
+        io.goes_on_for(100);
+    }
+
+    /// Whether there are locks on the descriptions that the stash keeps.
+    fn has_ghost_locks(&self) -> bool {
+        let names: Vec<_> = self.image.files.iter().map(|file| name(file.entry)).collect();
+        let copies = self.daemon.client().copy(&names).expect("copies of what is kept");
+        copies.iter().any(|copy| {
+            let info = format!("/proc/self/fdinfo/{}", DecInt::from_fd(&copy.fd).as_str());
+            let info = fs::read_to_string(info).expect("the kernel tells of a descriptor");
+            info.lines().any(|line| line.starts_with("lock:"))
+        })
+    }
+
+    /// The I/O has seen no error, nothing is left in QEMU, nor locked, and the image has what was
+    /// written.
+    #[track_caller]
+    fn ends_well(&self, io: Io) {
+        assert!(!self.has_ghost_locks());
+        let ended = io.stops_without_an_error();
+        self.qemu.end_export(NODE);
+        self.works("detach", &[]);
+        assert_eq!(self.qemu.nodes(), [""; 0]);
+        assert_eq!(self.qemu.fdsets(), [Value::Null; 0]);
+        self.is_sound_with(&ended.written);
+        let (operations, pause) = (ended.operations, ended.longest_pause);
+        eprintln!("{operations} operations, longest pause {pause:?}");
+    }
+
+    #[track_caller]
+    fn is_sound_with(&self, written: &Written) {
+        assert!(!self.has_ghost_locks());
+        assert!(self.image.can_be_opened_by_others());
+        self.image.is_sound_and_has(written);
+    }
+}
+
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Two hundred times, each in the other mode.
+fn reopens_two_hundred_times(make: fn(&Path) -> Image, more: &[&str]) {
+    let Some((vm, io)) = Vm::running(make) else { return };
+
+    for round in 0..200 {
+        vm.switch(round % 2 == 0, more);
+        io.goes_on_for(10);
+    }
+
+    vm.ends_well(io);
+}
+
+#[test]
+fn a_raw_image_is_reopened_two_hundred_times_under_io() {
+    reopens_two_hundred_times(Image::raw, &[]);
+}
+
+#[test]
+fn a_chain_of_qcow2_images_is_reopened_two_hundred_times_under_io() {
+    reopens_two_hundred_times(Image::qcow2, &["--chain"]);
+}
+
+#[test]
+fn a_vmdk_image_of_two_extents_is_reopened_two_hundred_times_under_io() {
+    reopens_two_hundred_times(Image::vmdk, &[]);
+}
+
+#[test]
+fn an_image_goes_read_only_and_back_under_reading() {
+    for make in [Image::raw, Image::qcow2, Image::vmdk] {
+        let Some(vm) = Vm::with(make) else { return };
+        vm.attach(&[]);
+        let socket = vm.qemu.export(NODE, false).unwrap();
+        let reading = Io::start_reading(&socket, NODE, &vm.image.written);
+
+        for round in 0..10 {
+            let read_only = round % 2 == 0;
+            vm.works("reopen", &["--read-only", on_or_off(read_only)]);
+            assert_eq!(vm.qemu.node(NODE).unwrap()["ro"], read_only);
+            reading.goes_on_for(20);
+        }
+
+        let read = reading.stops_without_an_error();
+        vm.qemu.end_export(NODE);
+        let socket = vm.qemu.export(NODE, true).unwrap();
+        let writing = Io::start(&socket, NODE, &read.written);
+        writing.goes_on_for(100);
+        vm.ends_well(writing);
+    }
+}
+
+#[test]
+fn a_file_system_without_o_direct_leaves_all_extents_as_they_are() {
+    let Some(vm) = Vm::with(Image::vmdk) else { return };
+    let memory = vm.daemon.path("memory");
+    fs::create_dir(&memory).unwrap();
+    let Some(_mount) = Mount::without_direct(&memory) else {
+        return skipped("a mount takes root, and the right to mount");
+    };
+    move_below(&memory, &vm.image.files[2].path);
+    vm.image.give(&mut vm.daemon.client());
+    let io = vm.begin();
+
+    vm.refuses(&io, &["--direct", "on"], "EINVAL");
+
+    vm.ends_well(io);
+}
+
+/// Moves a file to another file system, and has its old path lead there.
+fn move_below(folder: &Path, path: &Path) {
+    let there = folder.join(path.file_name().expect("a file has a name"));
+    fs::copy(path, &there).expect("a file can be copied");
+    fs::remove_file(path).expect("a file can be removed");
+    symlink(there, path).expect("a link can be made");
+}
+
+#[test]
+fn whichever_file_of_an_image_may_not_be_opened_all_are_as_they_were() {
+    if !is_root() {
+        return skipped("to run the daemon as somebody else takes root");
+    }
+    // Root would be allowed whatever the mode says.
+    for make in [Image::qcow2, Image::vmdk] {
+        let daemon = Daemon::builder().user(User::new(65534)).spawn();
+        let Some(vm) = Vm::over(daemon, make) else { return };
+        vm.image.set_mode(0o666);
+        let io = vm.begin();
+
+        for file in vm.image.files.iter().filter(|file| file.format != Some("vmdk")) {
+            vm.image.set_mode(0o666);
+            vm.switch(false, &["--chain"]);
+            fs::set_permissions(&file.path, permissions(0o000)).unwrap();
+            vm.refuses(&io, &["--direct", "on", "--chain"], "EACCES");
+        }
+        vm.image.set_mode(0o666);
+        vm.switch(true, &["--chain"]);
+
+        vm.ends_well(io);
+    }
+}
+
+fn permissions(mode: u32) -> fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(mode)
+}
+
+#[test]
+fn an_immutable_file_is_not_reopened_for_writing() {
+    let Some((vm, io)) = Vm::running(Image::raw) else { return };
+    let Some(immutable) = Attribute::set(vm.image.path(), 'i') else {
+        return skipped("chattr +i takes root, and a file system that has it");
+    };
+
+    vm.refuses(&io, &["--direct", "on"], "EPERM");
+    drop(immutable);
+    vm.switch(true, &[]);
+
+    vm.ends_well(io);
+}
+
+/// Gives an image read-only that may be reopened for writing, as long as nothing stands against it.
+fn give_for_reading(vm: &Vm) {
+    let file = File::open(vm.image.path()).expect("an image can be opened");
+    let wider = Gift { may_reopen: Some(Access::ReadWrite), ..gift("vm7-disk0", file) };
+    vm.daemon.client().give(&[Gift { fresh: true, ..wider }]).expect("it can be given");
+}
+
+/// Reads while the image can be written by nobody, and then goes on as with any other.
+fn is_not_made_writable(vm: &Vm, words: &str, end_of_it: impl FnOnce()) {
+    vm.attach(&["--read-only", "on"]);
+    let socket = vm.qemu.export(NODE, false).expect("QEMU exports it");
+    let reading = Io::start_reading(&socket, NODE, &vm.image.written);
+
+    vm.refuses(&reading, &["--read-only", "off"], words);
+    vm.switch(true, &[]);
+    vm.refuses(&reading, &["--read-only", "off"], words);
+    end_of_it();
+    vm.works("reopen", &["--read-only", "off"]);
+    reading.goes_on_for(50);
+
+    vm.ends_well(reading);
+}
+
+#[test]
+fn an_image_on_a_read_only_mount_is_not_reopened_for_writing() {
+    let Some(vm) = Vm::with(Image::raw) else { return };
+    let folder = vm.image.path().parent().unwrap();
+    let Some(mount) = Mount::over_itself(folder) else {
+        return skipped("a mount takes root, and the right to mount");
+    };
+    give_for_reading(&vm);
+    assert!(mount.make_read_only());
+    vm.attach(&["--read-only", "on"]);
+    let socket = vm.qemu.export(NODE, false).unwrap();
+    let reading = Io::start_reading(&socket, NODE, &vm.image.written);
+
+    vm.refuses(&reading, &["--read-only", "off"], "EROFS");
+    vm.switch(true, &[]);
+
+    drop(mount);
+    vm.ends_well(reading);
+}
+
+#[test]
+fn a_program_that_runs_is_not_reopened_for_writing() {
+    let Some(mut vm) = Vm::with(Image::raw) else { return };
+    // An image that is a program too.
+    fs::copy("/bin/sleep", vm.image.path()).unwrap();
+    fs::set_permissions(vm.image.path(), permissions(0o755)).unwrap();
+    vm.image.written = Written::default();
+    give_for_reading(&vm);
+    let mut running = started(vm.image.path());
+    vm.attach(&["--read-only", "on"]);
+    let entries = vm.entries();
+
+    let said = vm.fails("reopen", &["--read-only", "off"]);
+
+    assert!(said.contains("ETXTBSY"), "{said}");
+    assert_eq!(vm.entries(), entries);
+    assert_eq!(vm.qemu.node(NODE).unwrap()["ro"], true);
+    running.kill().unwrap();
+    running.wait().unwrap();
+    vm.works("reopen", &["--read-only", "off"]);
+    vm.works("detach", &[]);
+    assert!(!vm.has_ghost_locks());
+}
+
+/// Starts a program that was just copied: not while a process that another test is just starting still
+/// has what the copy was written by.
+fn started(path: &Path) -> Child {
+    let mut started = None;
+    wait_until(SOON, || {
+        started = Command::new(path).arg("60").spawn().ok();
+        started.is_some()
+    });
+    started.expect("it was waited for")
+}
+
+#[test]
+fn a_qemu_without_a_free_descriptor_goes_on_with_what_it_has() {
+    let Some((vm, io)) = Vm::running(Image::qcow2) else { return };
+
+    let before = vm.qemu.limit_open_files(Some(3));
+    vm.refuses_while_limited(&io, before);
+
+    vm.switch(true, &["--chain"]);
+    vm.ends_well(io);
+}
+
+#[test]
+fn a_daemon_without_a_free_descriptor_refuses() {
+    let daemon = Daemon::builder().open_files(64).spawn();
+    let Some(vm) = Vm::over(daemon, Image::raw) else { return };
+    let io = vm.begin();
+    // As many connections as it takes for no room to be left for what is opened.
+    let mut clients = Vec::new();
+    while let Ok(mut client) = Client::connect_to(vm.daemon.socket()) {
+        if client.statistics().is_err() {
+            break;
+        }
+        clients.push(client);
+    }
+
+    let said = vm.fails("reopen", &["--direct", "on"]);
+
+    assert!(said.contains("limit") || said.contains("full"), "{said}");
+    io.goes_on_for(100);
+    drop(clients);
+    wait_until(SOON, || vm.run("reopen", &["--direct", "on"]).status.success());
+    vm.ends_well(io);
+}
+
+#[test]
+fn an_entry_in_anothers_transaction_is_busy() {
+    let Some((vm, io)) = Vm::running(Image::qcow2) else { return };
+    let mut other = vm.daemon.client();
+    let mut transaction = other.transaction().unwrap();
+    transaction.close(&[name("vm7-root")]).unwrap();
+
+    let said = vm.fails("reopen", &["--direct", "on", "--chain"]);
+
+    assert!(said.contains("vm7-root") && said.contains("held by"), "{said}");
+    io.goes_on_for(100);
+    transaction.rollback();
+    vm.switch(true, &["--chain"]);
+    vm.ends_well(io);
+}
+
+#[test]
+fn a_writer_keeps_the_image_from_being_made_read_only() {
+    for make in [Image::raw, Image::qcow2, Image::vmdk] {
+        let Some((vm, io)) = Vm::running(make) else { return };
+
+        vm.refuses(&io, &["--read-only", "on"], "QEMU");
+        vm.switch(true, &[]);
+
+        vm.ends_well(io);
+    }
+}
+
+#[test]
+fn a_monitor_that_another_has_is_not_waited_for_without_end() {
+    let Some((vm, io)) = Vm::running(Image::raw) else { return };
+    let other = kit::Monitor::connect(&vm.qemu.qmp());
+
+    vm.refuses(&io, &["--direct", "on", "--limit", "1"], "another");
+
+    drop(other);
+    vm.switch(true, &[]);
+    vm.ends_well(io);
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_step_costs_no_io() {
+    let plan = format!("{},60", seed());
+    let daemon = Daemon::builder().crashing(plan).spawn();
+    let Some(vm) = Vm::over(daemon, Image::qcow2) else { return };
+    let io = vm.begin();
+    let before = vm.daemon.servers();
+
+    for round in 0..60 {
+        // Done, in spite of it, or not: then as if it had not been asked for.
+        let direct = round % 2 == 0;
+        let was = vm.is_direct();
+        let output = vm.run("reopen", &["--direct", on_or_off(direct)]);
+        let expected = if output.status.success() { direct } else { was };
+        assert_eq!(vm.is_direct(), expected, "{}", text(&output.stderr));
+        io.goes_on_for(10);
+    }
+
+    let deaths = vm.daemon.servers() - before;
+    assert!(deaths > 5, "the server has died {deaths} times only");
+    vm.ends_well(io);
+}
+
+#[test]
+fn without_any_daemon_the_image_works_on() {
+    let Some((mut vm, io)) = Vm::running(Image::raw) else { return };
+    vm.switch(true, &[]);
+    let state = vm.state();
+
+    vm.daemon.kill();
+    let said = vm.fails("reopen", &["--direct", "off"]);
+
+    assert!(said.contains("could not connect") || said.contains("daemon"), "{said}");
+    assert_eq!(vm.state(), state);
+    io.goes_on_for(100);
+    let ended = io.stops_without_an_error();
+    vm.qemu.end_export(NODE);
+    vm.works("detach", &[]);
+    assert!(vm.image.can_be_opened_by_others());
+    vm.image.is_sound_and_has(&ended.written);
+}
+
+#[test]
+fn a_qemu_that_is_killed_is_started_again_on_what_the_stash_holds() {
+    for make in [Image::raw, Image::qcow2, Image::vmdk] {
+        let mut random = Random::new(seed());
+        let Some(mut vm) = Vm::with(make) else { return };
+        let mut written = vm.image.written.clone();
+        for round in 0..4 {
+            vm.attach(&["--direct", on_or_off(round % 2 == 0)]);
+            let socket = vm.qemu.export(NODE, true).unwrap();
+            written = written.found_after_a_crash(&socket, NODE).unwrap();
+            let io = Io::start(&socket, NODE, &written);
+            io.goes_on_for(100);
+
+            let (pid, wait) = (vm.qemu.pid(), random.below(60) as u64);
+            let killer = thread::spawn(move || {
+                thread::sleep(std::time::Duration::from_millis(wait));
+                kill_process(pid, Signal::KILL)
+            });
+            for direct in (0..).map(|round| round % 2 == 0) {
+                if !vm.run("reopen", &["--direct", on_or_off(direct)]).status.success() {
+                    break;
+                }
+            }
+            killer.join().unwrap().unwrap();
+            io.is_cut_off();
+            let ended = io.stop();
+            assert_eq!((ended.errors, &ended.first_error), (0, &None));
+            written = ended.written;
+            vm.qemu.kill();
+            assert!(!vm.has_ghost_locks());
+            vm.qemu = Qemu::start().unwrap();
+        }
+        vm.attach(&[]);
+        let socket = vm.qemu.export(NODE, true).unwrap();
+        let written = written.found_after_a_crash(&socket, NODE).unwrap();
+        let io = Io::start(&socket, NODE, &written);
+        vm.switch(true, &[]);
+        io.goes_on_for(100);
+        vm.ends_well(io);
+    }
+}
