@@ -5,6 +5,7 @@ mod close;
 mod descriptor;
 mod give;
 mod list;
+mod qemu;
 mod reopen;
 mod run;
 mod status;
@@ -68,6 +69,7 @@ enum Verb {
     List(list::List),
     Watch(watch::Watch),
     Status(status::Status),
+    Qemu(qemu::Qemu),
 }
 
 /// Where the daemon is.
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Verb::List(list) => list.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Qemu(qemu) => qemu.run(&door),
     };
     outcome.unwrap_or_else(|error| report(&error))
 }

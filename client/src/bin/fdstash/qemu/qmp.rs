@@ -1,0 +1,172 @@
+//! QMP, the language of QEMU's monitor, with descriptors beside the commands.
+
+use std::{
+    io::{self, Read},
+    os::{fd::BorrowedFd, unix::net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use fdstash_proto::socket;
+use serde_json::{Value, json};
+
+/// More than any answer: what is longer comes from no QEMU.
+const LONGEST_LINE: usize = 64 << 20;
+
+/// Whoever carries commands to QEMU's monitor.
+pub(crate) trait Monitor {
+    /// Has QEMU carry out a command, with a descriptor beside it, which is only borrowed. QEMU keeps a
+    /// descriptor that came beside a command that wants none, and gives it to the next `add-fd`: so
+    /// one goes with `add-fd` alone.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failure`], which tells whether the command may have been carried out.
+    fn execute(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> anyhow::Result<Value>;
+}
+
+/// Why there is no answer that a command has been carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("QEMU refuses {command}: {desc} ({class})")]
+    Refused { command: String, class: String, desc: String },
+
+    #[error(
+        "QEMU has not answered {command} within {limit:?}; whether it has carried it out, or will, is \
+         not known"
+    )]
+    Unanswered { command: String, limit: Duration },
+
+    #[error(
+        "the connection to QEMU was lost; whether it has carried out {command} is not known: {why}"
+    )]
+    Lost { command: String, why: io::Error },
+}
+
+impl Failure {
+    /// Whether QEMU has said that it has not carried out the command.
+    pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
+        matches!(error.downcast_ref(), Some(Self::Refused { .. }))
+    }
+
+    fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
+        let command = command.to_owned();
+        match why.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Self::Unanswered { command, limit }
+            }
+            _ => Self::Lost { command, why },
+        }
+    }
+}
+
+/// A connection to a monitor's own socket.
+pub(crate) struct Qmp {
+    socket: UnixStream,
+    received: Vec<u8>,
+    commands: u64,
+    limit: Duration,
+}
+
+impl Qmp {
+    /// Connects, and waits at most `limit` for the greeting, and for the answer to each command later.
+    pub(crate) fn connect(path: &Path, limit: Duration) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let socket = UnixStream::connect(path)
+            .with_context(|| format!("could not connect to QEMU's monitor at {shown}"))?;
+        socket.set_write_timeout(Some(limit))?;
+        let mut qmp = Self { socket, received: Vec::new(), commands: 0, limit };
+        let greeting = qmp.line(Instant::now() + limit).with_context(|| {
+            format!(
+                "nobody at {shown} greets as QEMU does within {limit:?}; it speaks with one client at \
+                 a time, and another may be connected"
+            )
+        })?;
+        anyhow::ensure!(greeting.get("QMP").is_some(), "what is at {shown} is no QMP monitor");
+        qmp.execute("qmp_capabilities", json!({}), None)?;
+        Ok(qmp)
+    }
+
+    fn send(&self, mut bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        // With its first byte, so that QEMU has the descriptor when it has read the command.
+        let mut fds = fd.as_slice();
+        while !bytes.is_empty() {
+            let sent = socket::send(&self.socket, bytes, fds)?;
+            bytes = &bytes[sent..];
+            fds = &[];
+        }
+        Ok(())
+    }
+
+    /// The answer to the command of that id. What is said of anything else is skipped: events, and
+    /// answers that come after their time.
+    fn answer(&mut self, id: u64) -> io::Result<Value> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let said = self.line(deadline)?;
+            let is_answer = said.get("return").is_some() || said.get("error").is_some();
+            if is_answer && said["id"] == id {
+                return Ok(said);
+            }
+        }
+    }
+
+    fn line(&mut self, deadline: Instant) -> io::Result<Value> {
+        loop {
+            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(io::Error::from);
+            }
+            if self.received.len() > LONGEST_LINE {
+                return Err(io::Error::other("it says more than any QEMU does"));
+            }
+            self.receive(deadline)?;
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(Some(left))?;
+        let mut buffer = [0; 16384];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                self.received.extend_from_slice(&buffer[..count]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Monitor for Qmp {
+    fn execute(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> anyhow::Result<Value> {
+        self.commands += 1;
+        let id = self.commands;
+        let message = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        let sent = self.send(message.as_bytes(), fd);
+        let answered = sent.and_then(|()| self.answer(id));
+        let mut answer = answered.map_err(|why| Failure::of_waiting(command, self.limit, why))?;
+        if let Some(error) = answer.get("error") {
+            let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+            let (class, desc) = (text("class"), text("desc"));
+            return Err(Failure::Refused { command: command.to_owned(), class, desc }.into());
+        }
+        Ok(answer["return"].take())
+    }
+}
