@@ -6,6 +6,7 @@
 //! It must see the same `/tmp`, and run in the same process and user namespaces.
 
 use std::{
+    collections::BTreeSet,
     env,
     fs::{self, File},
     io::{BufRead, BufReader, Write},
@@ -18,7 +19,7 @@ use fdstash_proto::socket;
 use rustix::{
     fs::OFlags,
     net::sockopt::socket_peercred,
-    process::{Pid, Resource, Rlimit, prlimit},
+    process::{Pid, Resource, Rlimit, getrlimit, prlimit},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -194,16 +195,32 @@ impl Qemu {
         flags.collect()
     }
 
-    /// Lets it open no further descriptor, or as many as before.
+    /// Leaves it one free descriptor, which a monitor's connection takes; none are free for what is sent.
     ///
     /// # Panics
     ///
     /// If it has ended.
-    pub fn limit_open_files(&self, most: Option<u64>) -> Option<u64> {
-        let before = rustix::process::getrlimit(Resource::Nofile);
-        let limit = Rlimit { current: most, ..before };
-        let old = prlimit(Some(self.pid), Resource::Nofile, limit);
-        old.expect("its limit can be set").current
+    pub fn exhaust_descriptors(&self) {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_pid()));
+        let fds = fds.expect("its descriptors can be read").flatten();
+        let numbers = fds.filter_map(|fd| fd.file_name().to_str()?.parse().ok());
+        let numbers: BTreeSet<u64> = numbers.collect();
+        let free = (0..).find(|number| !numbers.contains(number));
+        self.limit_descriptors(free.map(|number| number + 1));
+    }
+
+    /// Lets it have as many as it may again.
+    ///
+    /// # Panics
+    ///
+    /// If it has ended.
+    pub fn restore_descriptors(&self) {
+        self.limit_descriptors(getrlimit(Resource::Nofile).maximum);
+    }
+
+    fn limit_descriptors(&self, most: Option<u64>) {
+        let limit = Rlimit { current: most, ..getrlimit(Resource::Nofile) };
+        prlimit(Some(self.pid), Resource::Nofile, limit).expect("its limit can be set");
     }
 
     /// Ends it without a warning.
