@@ -7,6 +7,7 @@ mod nodes;
 mod qmp;
 mod reopen;
 mod status;
+mod vmdk;
 mod words;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};

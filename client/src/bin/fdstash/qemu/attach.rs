@@ -1,26 +1,28 @@
 //! `fdstash qemu attach`.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    process::ExitCode,
-};
+mod plan;
+
+use std::{os::fd::OwnedFd, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use fdstash::{
-    Access, Handed, Name, Reopening,
+    Name, Reopening,
     blocking::{Client, Transaction},
 };
-use rustix::fs::{FileType, fstat};
+use rustix::fs::fstat;
 use serde_json::{Value, json};
 
+pub(super) use self::plan::opening;
+use self::plan::{File, Format, Opener, Parts, Planned, image};
 use super::{
-    Target, header,
-    nodes::{FileNode, Identity, Mark, Options, add_fd, name_of, remove_fd},
+    Target,
+    nodes::{FileNode, Identity, Mark, Options, add_fd, name_of, remove_fd, set_path},
     qmp::{Failure, Monitor},
+    vmdk,
     words::{self, Setting},
 };
-use crate::{Door, Misuse, words::Switch};
+use crate::{Door, words::Switch};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,9 +30,12 @@ Examples:
   fdstash qemu attach --qmp /run/vm7.qmp --node disk0 \\
       --image qcow2=vm7-disk0 --image qcow2=vm7-base --image raw=vm7-root \\
       --option aio=threads --option disk0.discard=unmap --option disk0-file.discard=unmap
+  fdstash qemu attach --qmp /run/vm7.qmp --node disk0 --image vmdk=vm7-disk \\
+      --extent vm7-disk-f001 --extent vm7-disk-f002
 
 The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1, its
-file disk0-backing1-file, and so on; a data file disk0-data. A device then refers to disk0:
+file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1, disk0-extent2 and
+so on. A VMDK's descriptor is rewritten for QEMU, in memory. A device then refers to disk0:
   device_add virtio-blk-pci,drive=disk0
 QEMU gets an open file description of its own of each file, and what the stash keeps stays there. What
 fails is undone: then there is no node, and the stash is as it was.";
@@ -51,6 +56,11 @@ pub(super) struct Attach {
     #[arg(long = "data-file", value_name = "NAME")]
     data_files: Vec<Name>,
 
+    /// The entry that has an extent of a VMDK image, in the order of its descriptor, or FILENAME=NAME
+    /// with the name in the descriptor (may be repeated)
+    #[arg(long = "extent", value_name = "NAME")]
+    extents: Vec<String>,
+
     /// Past the host's page cache, for all files
     #[arg(long, default_value = "off")]
     direct: Switch,
@@ -63,48 +73,6 @@ pub(super) struct Attach {
     /// numbers are such, all else is text.
     #[arg(long = "option", value_name = "[NODE.]KEY=VALUE", value_parser = Setting::parse)]
     settings: Vec<Setting>,
-}
-
-/// The formats whose headers are known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Raw,
-    Qcow2,
-}
-
-impl Format {
-    fn driver(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
-fn image(text: &str) -> Result<(Format, Name), String> {
-    let (format, name) = text.split_once('=').ok_or("it is FORMAT=NAME")?;
-    let format = Format::from_str(format, false).map_err(|_| {
-        let known = Format::value_variants().iter().map(|format| format.driver());
-        format!("known formats are {}", known.collect::<Vec<_>>().join(", "))
-    })?;
-    Ok((format, Name::new(name).map_err(|bad| bad.to_string())?))
-}
-
-/// A file that QEMU is to get.
-struct File {
-    entry: Name,
-    fd: OwnedFd,
-    identity: Identity,
-    driver: &'static str,
-}
-
-/// One image of the chain, checked, and before QEMU has any of it.
-struct Planned {
-    node: String,
-    format: Format,
-    read_only: bool,
-    file: File,
-    data: Option<File>,
 }
 
 impl Attach {
@@ -133,75 +101,6 @@ impl Attach {
         Ok((opener.transaction.commit(), opener.reopenings))
     }
 
-    fn reads_only(&self, layer: usize) -> bool {
-        layer > 0 || self.read_only.into()
-    }
-
-    fn opening(&self, name: &Name, layer: usize) -> Reopening {
-        opening(name, self.direct.into(), self.reads_only(layer))
-    }
-
-    /// Has the stash open the files, and refuses what would show a guest something else than the image.
-    fn plan(&self, opener: &mut Opener<'_>) -> anyhow::Result<Vec<Planned>> {
-        let entries: Vec<&Name> =
-            self.images.iter().map(|(_, name)| name).chain(&self.data_files).collect();
-        if (1..entries.len()).any(|at| entries[..at].contains(&entries[at])) {
-            return Err(Misuse("an entry is named twice: each node has a file of its own").into());
-        }
-        let openings = self.images.iter().enumerate();
-        let openings = openings.map(|(layer, (_, name))| self.opening(name, layer)).collect();
-        let mut data_files = self.data_files.iter();
-        let mut plan = Vec::new();
-        let opened = opener.open(openings)?.into_iter().zip(&self.images);
-        for (layer, (file, (format, _))) in opened.enumerate() {
-            let has_data_file = self.check(&file, *format, layer + 1 == self.images.len())?;
-            let data = if has_data_file {
-                let name = data_files.next().with_context(|| {
-                    let name = file.entry.as_str();
-                    format!(
-                        "the data of {name:?} is in a file of its own: name it with --data-file"
-                    )
-                })?;
-                opener.open(vec![self.opening(name, layer)])?.pop()
-            } else {
-                None
-            };
-            let node = match layer {
-                0 => self.target.node.clone(),
-                _ => format!("{}-backing{layer}", self.target.node),
-            };
-            let read_only = self.reads_only(layer);
-            plan.push(Planned { node, format: *format, read_only, file, data });
-        }
-        if data_files.next().is_some() {
-            return Err(Misuse("no image is left that has its data in a file of its own").into());
-        }
-        Ok(plan)
-    }
-
-    /// Whether the image has its data in a file of its own.
-    fn check(&self, file: &File, format: Format, is_last: bool) -> anyhow::Result<bool> {
-        let name = file.entry.as_str();
-        match format {
-            Format::Raw if !is_last => anyhow::bail!(
-                "a raw image has no backing file, and {name:?} is not the last --image"
-            ),
-            Format::Raw => Ok(false),
-            Format::Qcow2 => {
-                let header =
-                    header::qcow2(file.fd.as_fd()).with_context(|| format!("entry {name:?}"))?;
-                if let Some(backing) = header.backing.filter(|_| is_last) {
-                    // QEMU would read zeroes in its place, without an error.
-                    anyhow::bail!(
-                        "{name:?} is an image whose backing file nobody named: it has one, \
-                         {backing:?}; give its entry as one more --image"
-                    );
-                }
-                Ok(header.has_data_file)
-            }
-        }
-    }
-
     /// Makes the nodes, the lowest first.
     fn add(
         &self,
@@ -227,68 +126,144 @@ impl Attach {
         all: &[&str],
         done: &mut Vec<Done>,
     ) -> anyhow::Result<String> {
-        let Planned { node, format, read_only, file, data } = planned;
+        let Planned { node, format, read_only, file, parts } = planned;
         let mut options = options(format.driver(), &node, read_only);
-        options.insert("file".into(), format!("{node}-file").into());
-        if format == Format::Qcow2 {
-            options.insert("backing".into(), below.map_or(Value::Null, Value::from));
-        }
-        if let Some(data) = data {
-            let data_node = format!("{node}-data");
-            options.insert("data-file".into(), data_node.clone().into());
-            self.add_file(monitor, data, &data_node, (&node, read_only, None), all, done)?;
+        let file_node = format!("{node}-file");
+        options.insert("file".into(), file_node.clone().into());
+        match (format, below) {
+            (Format::Raw, _) | (Format::Vmdk, None) => {}
+            (Format::Qcow2 | Format::Vmdk, below) => {
+                options.insert("backing".into(), below.map_or(Value::Null, Value::from));
+            }
         }
         words::apply(&self.settings, &node, false, all, &mut options);
-        let format = Some(options.clone());
-        let file_node = format!("{node}-file");
-        self.add_file(monitor, file, &file_node, (&node, read_only, format), all, done)?;
-        blockdev_add(monitor, options, done)?;
+        let mut layer = Layer { monitor, attach: self, node: &node, read_only, all, done };
+        match parts {
+            Parts::None => {}
+            Parts::Data(data) => {
+                let data_node = format!("{node}-data");
+                options.insert("data-file".into(), data_node.clone().into());
+                layer.add_file(data, &data_node, None)?;
+            }
+            Parts::Extents(text, extents) => {
+                layer.add_vmdk(options, &text, file, extents)?;
+                return Ok(node);
+            }
+        }
+        layer.add_file(file, &file_node, Some(options.clone()))?;
+        blockdev_add(layer.monitor, options, layer.done)?;
         Ok(node)
     }
+}
 
-    fn add_file(
-        &self,
-        monitor: &mut dyn Monitor,
-        file: File,
-        node: &str,
-        (of, read_only, format): (&str, bool, Option<Options>),
-        all: &[&str],
-        done: &mut Vec<Done>,
+/// One image of the chain, while its nodes are made.
+struct Layer<'a> {
+    monitor: &'a mut dyn Monitor,
+    attach: &'a Attach,
+    node: &'a str,
+    read_only: bool,
+    /// The names of all nodes there will be.
+    all: &'a [&'a str],
+    done: &'a mut Vec<Done>,
+}
+
+impl Layer<'_> {
+    /// Gives QEMU a file, and makes its node.
+    fn add_file(&mut self, file: File, node: &str, format: Option<Options>) -> anyhow::Result<()> {
+        let options = self.file_options(file.driver, node, self.attach.direct.into(), true);
+        let mark = self.mark(Some(file.entry), file.identity, options, format);
+        let set = self.give(None, file.fd, &mark)?;
+        blockdev_add(self.monitor, FileNode { set, mark }.options(), self.done)
+    }
+
+    /// Gives QEMU a VMDK image's extents, and a descriptor that says where they are now, and makes the
+    /// nodes of all. Extents of blockdev-add would get names that QEMU makes up, and could not be
+    /// reopened: only drive_add takes names for them.
+    fn add_vmdk(
+        &mut self,
+        mut options: Options,
+        text: &[u8],
+        descriptor: File,
+        extents: Vec<File>,
     ) -> anyhow::Result<()> {
-        let mut options = options(file.driver, node, read_only);
+        let format = options.clone();
+        let mut paths = Vec::new();
+        for (at, extent) in extents.into_iter().enumerate() {
+            let node = format!("{}-extent{}", self.node, at + 1);
+            let file = self.file_options(extent.driver, &node, self.attach.direct.into(), true);
+            let mark = self.mark(Some(extent.entry), extent.identity, file.clone(), None);
+            let set = self.give(None, extent.fd, &mark)?;
+            paths.push(set_path(set));
+            // Its file name stands in the descriptor.
+            options.insert(format!("extents.{at}"), file.into());
+        }
+        let node = format!("{}-file", self.node);
+        // Nobody else has this file. It is not the one that the entry has, and the stash does not keep it.
+        let mut set = None;
+        for (fd, read_only) in
+            vmdk::in_memory(&vmdk::rewritten(text, &paths)?)?.into_iter().zip([false, true])
+        {
+            let stat = fstat(&fd)?;
+            let mut file = self.file_options("file", &node, false, false);
+            file.insert("locking".into(), "off".into());
+            file.insert("read-only".into(), read_only.into());
+            let mark =
+                self.mark(None, (stat.st_dev, stat.st_ino), file.clone(), Some(format.clone()));
+            let id = self.give(set, fd, &mark)?;
+            set = Some(id);
+            if read_only == self.read_only {
+                options.insert("file".into(), FileNode { set: id, mark }.options().into());
+            }
+        }
+        drop(descriptor);
+        drive_add(self.monitor, &options, self.done)
+    }
+
+    fn give(&mut self, set: Option<i64>, fd: OwnedFd, mark: &Mark) -> anyhow::Result<i64> {
+        let (set, number) = add_fd(self.monitor, set, fd, mark)?;
+        self.done.push(Done::Descriptor(set, number));
+        Ok(set)
+    }
+
+    fn file_options(&self, driver: &str, node: &str, direct: bool, is_kept: bool) -> Options {
+        let mut options = options(driver, node, self.read_only);
         // QEMU would otherwise open it anew by itself, when it is to be written or no longer.
         options.insert("auto-read-only".into(), false.into());
-        options.insert("cache".into(), json!({ "direct": bool::from(self.direct) }));
-        words::apply(&self.settings, node, true, all, &mut options);
-        let (entry, image) = (Some(file.entry), self.target.node.clone());
-        let mark = Mark { entry, file: file.identity, options, image, of: of.to_owned(), format };
-        let (set, number) = add_fd(monitor, None, file.fd, &mark)?;
-        done.push(Done::Descriptor(set, number));
-        blockdev_add(monitor, FileNode { set, mark }.options(), done)
+        options.insert("cache".into(), json!({ "direct": direct }));
+        words::apply(&self.attach.settings, node, is_kept, self.all, &mut options);
+        options
+    }
+
+    fn mark(
+        &self,
+        entry: Option<Name>,
+        file: Identity,
+        options: Options,
+        format: Option<Options>,
+    ) -> Mark {
+        let image = self.attach.target.node.clone();
+        Mark { entry, file, options, image, of: self.node.to_owned(), format }
     }
 }
 
-impl File {
-    fn new(handed: Handed<OwnedFd>) -> anyhow::Result<Self> {
-        let Handed { name: entry, fd } = handed;
-        let stat = fstat(&fd)?;
-        let driver = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => "file",
-            FileType::BlockDevice => "host_device",
-            other => anyhow::bail!(
-                "entry {:?} is no file and no block device: {other:?}",
-                entry.as_str()
-            ),
-        };
-        Ok(Self { entry, fd, identity: (stat.st_dev, stat.st_ino), driver })
+/// Makes a node, and the nodes below it whose options stand among its own.
+fn drive_add(
+    monitor: &mut dyn Monitor,
+    options: &Options,
+    done: &mut Vec<Done>,
+) -> anyhow::Result<()> {
+    let line = format!("drive_add -n 0 {}", words::line(options)?);
+    let said = monitor.execute("human-monitor-command", json!({ "command-line": line }), None)?;
+    let said = said.as_str().unwrap_or_default().trim();
+    let node = name_of(options).to_owned();
+    if !said.is_empty() {
+        let desc = said.trim_start_matches("Error: ").to_owned();
+        let (command, class) = ("drive_add".to_owned(), "GenericError".to_owned());
+        return Err(Failure::Refused { command, class, desc })
+            .context(format!("QEMU has not made node {node:?}"));
     }
-}
-
-/// Asks for a descriptor as QEMU wants it for a node: of exactly that access, and from QEMU 9.1 on with
-/// exactly that `O_DIRECT`.
-pub(super) fn opening(name: &Name, direct: bool, read_only: bool) -> Reopening {
-    let access = if read_only { Access::Read } else { Access::ReadWrite };
-    Reopening { direct: Some(direct), access: Some(access), ..Reopening::new(name.clone()) }
+    done.push(Done::Node(node));
+    Ok(())
 }
 
 fn options(driver: &str, node: &str, read_only: bool) -> Options {
@@ -300,9 +275,18 @@ fn options(driver: &str, node: &str, read_only: bool) -> Options {
     options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// The names of all nodes there will be.
 fn names(plan: &[Planned]) -> Vec<String> {
-    let nodes = plan.iter().map(|planned| &planned.node);
-    nodes.flat_map(|node| [node.clone(), format!("{node}-file"), format!("{node}-data")]).collect()
+    let below = |planned: &Planned| {
+        let extents = match &planned.parts {
+            Parts::None | Parts::Data(_) => 0,
+            Parts::Extents(_, files) => files.len(),
+        };
+        let extents = (1..=extents).map(|at| format!("-extent{at}"));
+        let endings = ["", "-file", "-data"].map(str::to_owned).into_iter().chain(extents);
+        endings.map(|ending| format!("{}{ending}", planned.node)).collect::<Vec<_>>()
+    };
+    plan.iter().flat_map(below).collect()
 }
 
 /// What is to be undone where something fails later.
@@ -365,18 +349,4 @@ pub(super) fn settle(
         "QEMU has the new descriptors and works with them, but the stash still keeps the files as they \
          were before ({first}); `fdstash qemu reopen` of the node makes them agree"
     ))
-}
-
-/// A transaction, and what was opened in it.
-struct Opener<'a> {
-    transaction: Transaction<'a>,
-    reopenings: Vec<Reopening>,
-}
-
-impl Opener<'_> {
-    fn open(&mut self, reopenings: Vec<Reopening>) -> anyhow::Result<Vec<File>> {
-        let handed = self.transaction.reopen(&reopenings)?;
-        self.reopenings.extend(reopenings);
-        handed.into_iter().map(File::new).collect()
-    }
 }

@@ -39,7 +39,10 @@ impl Detach {
             "QEMU has no image {node:?} that was attached"
         );
         for name in image.node_names() {
-            delete(&mut *monitor, &name)?;
+            // The extents of a VMDK image go with it.
+            if nodes(&mut *monitor)?.contains_key(&name) {
+                delete(&mut *monitor, &name)?;
+            }
         }
         let of_image = |set: &&Set| image.files().any(|file| file.set == set.id);
         for set in sets.iter().filter(of_image).chain(strays) {

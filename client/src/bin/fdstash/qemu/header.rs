@@ -9,6 +9,19 @@ const BLOCK: usize = 4096;
 
 const QCOW2: &[u8] = b"QFI\xfb";
 
+/// Of a VMDK image that has its descriptor in itself: hosted sparse, and that of ESX.
+const SPARSE_VMDK: [&[u8]; 2] = [b"KDMV", b"COWD"];
+
+/// QEMU reads no more of a descriptor.
+const LONGEST_DESCRIPTOR: u64 = 1 << 20;
+
+/// The descriptor of a VMDK image.
+pub(super) struct Vmdk {
+    pub text: Vec<u8>,
+    /// Whether it is all of the file, and names other files, which have the extents.
+    pub is_alone: bool,
+}
+
 /// What else a qcow2 image needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Qcow2 {
@@ -28,14 +41,61 @@ pub(super) fn qcow2(fd: BorrowedFd<'_>) -> anyhow::Result<Qcow2> {
     parse_qcow2(&bytes).context("it has no qcow2 header")
 }
 
+/// Reads the descriptor of a VMDK image.
+///
+/// # Errors
+///
+/// If there is none.
+pub(super) fn vmdk(fd: BorrowedFd<'_>) -> anyhow::Result<Vmdk> {
+    let bytes = begin(fd).context("the image could not be read")?;
+    if bytes.starts_with(SPARSE_VMDK[1]) {
+        anyhow::bail!("it is a sparse VMDK image of ESX's, whose descriptor is not known here");
+    }
+    if bytes.starts_with(SPARSE_VMDK[0]) {
+        let (offset, size) = embedded(&bytes).context("its VMDK header ends too early")?;
+        let text = read_range(fd, offset, size)?;
+        // Behind its end there are zeroes.
+        let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+        return Ok(Vmdk { text: text[..end].to_vec(), is_alone: false });
+    }
+    let text = read_range(fd, 0, LONGEST_DESCRIPTOR)?;
+    let begins_well = text.starts_with(b"# Disk DescriptorFile");
+    anyhow::ensure!(begins_well, "it is no VMDK image, and no VMDK descriptor");
+    Ok(Vmdk { text, is_alone: true })
+}
+
+/// Where a hosted sparse extent has its descriptor, in bytes: sectors, little-endian.
+fn embedded(bytes: &[u8]) -> Option<(u64, u64)> {
+    let offset = u64::from_le_bytes(field(bytes, 28)?).checked_mul(512)?;
+    let size = u64::from_le_bytes(field(bytes, 36)?).checked_mul(512)?;
+    Some((offset, size.min(LONGEST_DESCRIPTOR)))
+}
+
+/// Reads so many bytes, fewer at the file's end.
+fn read_range(fd: BorrowedFd<'_>, offset: u64, size: u64) -> anyhow::Result<Vec<u8>> {
+    let block = BLOCK as u64;
+    let first = offset - offset % block;
+    let mut bytes = Vec::new();
+    while first + (bytes.len() as u64) < offset + size {
+        let more = read_at(fd, first + bytes.len() as u64)?;
+        bytes.extend_from_slice(&more);
+        if more.len() < BLOCK {
+            break;
+        }
+    }
+    let begin = usize::try_from(offset - first)?;
+    let end = bytes.len().min(begin.saturating_add(usize::try_from(size)?));
+    Ok(bytes.get(begin..end).unwrap_or_default().to_vec())
+}
+
 /// Reads the first block of a file. It is read whole and into memory that is aligned, as a descriptor
 /// with `O_DIRECT` wants it.
-pub(super) fn begin(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+fn begin(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     read_at(fd, 0)
 }
 
 /// Reads the block at an offset, which is a multiple of a block's size; less of it at the file's end.
-pub(super) fn read_at(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Vec<u8>> {
+fn read_at(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Vec<u8>> {
     let mut space = vec![0; 2 * BLOCK];
     let first = space.as_ptr().align_offset(BLOCK);
     let aligned = &mut space[first..first + BLOCK];

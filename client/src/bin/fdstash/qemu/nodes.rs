@@ -296,6 +296,11 @@ impl Image {
             let Some(mut files) = files.remove(&node) else { break };
             files.sort_by(|one, other| one.node().cmp(other.node()));
             let format = files.iter().find_map(|file| file.mark.format.clone());
+            let format = format.map(|mut format| {
+                let is = seen.get(&node).is_some_and(|node| node.read_only);
+                format.insert("read-only".into(), is.into());
+                format
+            });
             let backing = format.as_ref().map(|format| text(format, "backing").to_owned());
             next = backing.filter(|backing| !backing.is_empty());
             layers.push(Layer { node, format, files });

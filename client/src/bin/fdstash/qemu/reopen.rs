@@ -133,7 +133,11 @@ impl Reopen {
                 let seen = seen.get(file.node());
                 let seen = seen.with_context(|| format!("QEMU has no node {:?}", file.node()))?;
                 let format = format.as_ref().map(|(_, format)| format);
-                plan.steps.push(self.step(file, seen, turns, format));
+                let step = self.step(file, seen, turns, format);
+                // A descriptor that lies in memory is opened anew only where it must be.
+                if step.entry().is_some() || step.was != step.is {
+                    plan.steps.push(step);
+                }
             }
             plan.formats.extend(format.filter(|(was, is)| was != is));
         }
@@ -149,7 +153,10 @@ impl Reopen {
     ) -> Step {
         let was = Flags { direct: seen.direct, read_only: seen.read_only };
         let is = Flags {
-            direct: self.direct.map_or(was.direct, bool::from),
+            direct: self
+                .direct
+                .filter(|_| file.mark.entry.is_some())
+                .map_or(was.direct, bool::from),
             read_only: turns.unwrap_or(was.read_only),
         };
         let mut mark = file.mark.clone();

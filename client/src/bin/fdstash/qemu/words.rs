@@ -91,6 +91,41 @@ pub(super) fn set(options: &mut Options, key: &str, value: Value) {
     }
 }
 
+/// Options as `drive_add` takes them: `key=value`, joined by commas, members with their path.
+///
+/// # Errors
+///
+/// If one could be read as something else.
+pub(super) fn line(options: &Options) -> anyhow::Result<String> {
+    let mut words = Vec::new();
+    collect(&mut words, "", options)?;
+    Ok(words.join(","))
+}
+
+fn collect(words: &mut Vec<String>, path: &str, options: &Options) -> anyhow::Result<()> {
+    for (key, value) in options {
+        let path = format!("{path}{key}");
+        let text = match value {
+            Value::Object(inner) => {
+                collect(words, &format!("{path}."), inner)?;
+                continue;
+            }
+            Value::Bool(true) => "on".to_owned(),
+            Value::Bool(false) => "off".to_owned(),
+            Value::String(text) => text.clone(),
+            Value::Null | Value::Number(_) | Value::Array(_) => value.to_string(),
+        };
+        // The monitor for people takes its line apart by spaces and quotes, and then by commas and '='.
+        let is_plain = |c: char| c.is_ascii_graphic() && !"\"'\\".contains(c);
+        let has_plain_key = path.chars().all(|c| is_plain(c) && c != ',' && c != '=');
+        if !has_plain_key || !text.chars().all(is_plain) {
+            anyhow::bail!("QEMU's drive_add cannot be told the option {path}={text:?}");
+        }
+        words.push(format!("{path}={}", text.replace(',', ",,")));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -125,6 +160,19 @@ mod tests {
             json!({"aio": "native", "cache": {"no-flush": false}, "n": 7})
         );
         assert_eq!(options("disk0-backing1-file", true), json!({"aio": "native", "n": 7}));
+    }
+
+    #[test]
+    fn options_become_a_line_of_the_monitor_for_people() {
+        let options = |value: Value| value.as_object().unwrap().clone();
+
+        let good =
+            options(json!({"a": true, "file": {"cache": {"direct": false}, "n": 7}, "t": "x,y"}));
+        assert_eq!(line(&good).unwrap(), "a=on,file.cache.direct=off,file.n=7,t=x,,y");
+        for bad in [json!({"a": "x y"}), json!({"a": "\""}), json!({"a,b": "x"}), json!({"a": "ä"})]
+        {
+            assert!(line(&options(bad.clone())).is_err(), "{bad}");
+        }
     }
 
     #[test]
