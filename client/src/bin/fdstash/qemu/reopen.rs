@@ -28,7 +28,10 @@ use serde_json::{Value, json};
 use super::{
     Target,
     attach::{opening, settle},
-    nodes::{FileNode, Image, Mark, Options, Seen, Set, add_fd, nodes, read_only, remove_fd, sets},
+    nodes::{
+        FileNode, Image, Mark, Member, Options, Seen, Set, add_fd, nodes, read_only, remove_fd,
+        sets,
+    },
     qmp::{Failure, Monitor},
     words::set,
 };
@@ -113,7 +116,7 @@ impl Reopen {
             }
         };
         let settled = settle(transaction.commit(), &mut stash, &reopenings);
-        remove_old(&mut *monitor, &plan, &sets);
+        remove_old(&mut *monitor, &plan, &sets, &added);
         self.tell(&plan, took)?;
         settled.map(|()| ExitCode::SUCCESS)
     }
@@ -343,11 +346,12 @@ fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Erro
 }
 
 /// Takes out what QEMU no longer uses. What cannot be taken out now is left over, and harms no reader.
-fn remove_old(monitor: &mut dyn Monitor, plan: &Plan, sets: &[Set]) {
+fn remove_old(monitor: &mut dyn Monitor, plan: &Plan, sets: &[Set], added: &[(i64, i64)]) {
     for step in plan.steps.iter().filter(|step| step.entry().is_some()) {
         let old = sets.iter().filter(|set| set.id == step.file.set).flat_map(|set| &set.members);
-        for member in old {
-            // What was left over from earlier is gone already.
+        // A new one can have the number of what was left over from earlier, and is gone already.
+        let is_new = |member: &&Member| added.contains(&(step.file.set, member.number));
+        for member in old.filter(|member| !is_new(member)) {
             if let Err(error) = remove_fd(monitor, step.file.set, member.number) {
                 let is_gone = Failure::is_refusal(&error);
                 if !is_gone {
