@@ -87,7 +87,12 @@ impl Vm {
     #[track_caller]
     fn works(&self, verb: &str, args: &[&str]) -> String {
         let output = self.run(verb, args);
-        assert!(output.status.success(), "{verb} {args:?}: {}", text(&output.stderr));
+        let sets = if output.status.success() { vec![] } else { self.qemu.fdsets() };
+        assert!(
+            output.status.success(),
+            "{verb} {args:?}: {}\nQEMU has {sets:#?}",
+            text(&output.stderr)
+        );
         text(&output.stdout)
     }
 
