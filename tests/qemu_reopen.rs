@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::symlink,
+    os::unix::fs::{FileExt, symlink},
     path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -13,8 +13,8 @@ use std::{
 
 use fdstash::{Access, Entry, Flags, Gift, blocking::Client};
 use kit::{
-    Attribute, Daemon, Image, Io, Mount, Qemu, Random, SOON, User, Written, gift, identity,
-    is_root, name, pattern, seed, skipped, wait_until,
+    Attribute, Daemon, Image, ImageFile, Io, Mount, Qemu, Random, SOON, User, Written, gift,
+    identity, is_root, name, pattern, seed, skipped, wait_until,
 };
 use rustix::{
     fs::OFlags,
@@ -116,32 +116,40 @@ impl Vm {
     #[track_caller]
     fn switch(&self, direct: bool, more: &[&str]) {
         self.works("reopen", &[&["--direct", on_or_off(direct)], more].concat());
-        assert_eq!(self.is_direct(), direct);
+        let is = self.is_direct();
+        let changed = if more.contains(&"--chain") { is.len() } else { self.image.data_files() };
+        assert!(is[..changed].iter().all(|one| *one == direct), "{is:?}");
     }
 
-    /// Whether QEMU has the topmost image's data open past the page cache: as it says, and as the kernel
-    /// says of its descriptors.
+    /// Whether QEMU has each of the files open past the page cache, as the kernel says of all of its
+    /// descriptors. The descriptor file of a VMDK it has only a copy of.
     #[track_caller]
-    fn is_direct(&self) -> bool {
-        let file = self.image.files.last().filter(|file| file.format.is_none());
-        let path = file.map_or(self.image.path(), |extent| &extent.path);
-        let open = File::open(path).expect("an image can be looked at");
-        let flags = self.qemu.flags_of(identity(&open));
-        assert!(!flags.is_empty(), "QEMU has the image open");
-        let direct = flags.iter().filter(|flags| flags.contains(OFlags::DIRECT)).count();
-        assert!(direct == 0 || direct == flags.len(), "of {flags:?} some are direct");
-        direct > 0
+    fn is_direct(&self) -> Vec<bool> {
+        let files = self.image.files.iter().filter(|file| file.format != Some("vmdk"));
+        let is_direct = |file: &ImageFile| {
+            let open = File::open(&file.path).expect("an image can be looked at");
+            let flags = self.qemu.flags_of(identity(&open));
+            assert!(!flags.is_empty(), "QEMU has {} open", file.entry);
+            let direct = flags.iter().filter(|flags| flags.contains(OFlags::DIRECT)).count();
+            let sets = || format!("{} {:#?}", file.entry, self.qemu.fdsets());
+            assert!(direct == 0 || direct == flags.len(), "of {flags:?} some are direct {}", sets());
+            direct > 0
+        };
+        files.map(is_direct).collect()
     }
 
-    /// What the stash keeps; its entries' revisions tell whether one was ever touched.
     fn entries(&self) -> Vec<Entry> {
         self.daemon.client().list(&pattern("*")).expect("a list")
     }
 
-    /// Whether the stash keeps the image itself past the page cache.
-    fn keeps_direct(&self) -> bool {
-        let entry = self.entries().into_iter().find(|entry| entry.name.as_str() == "vm7-disk0");
-        entry.expect("the stash keeps it").flags.contains(Flags::DIRECT)
+    /// Whether the stash keeps each of the files past the page cache.
+    fn keeps_direct(&self) -> Vec<bool> {
+        let entries = self.entries();
+        let is_direct = |file: &ImageFile| {
+            let entry = entries.iter().find(|entry| entry.name.as_str() == file.entry);
+            entry.expect("the stash keeps it").flags.contains(Flags::DIRECT)
+        };
+        self.image.files.iter().map(is_direct).collect()
     }
 
     /// What QEMU has: how each node is open, and how many descriptors it was sent.
@@ -407,24 +415,94 @@ fn a_qemu_without_a_free_descriptor_goes_on_with_what_it_has() {
 #[test]
 fn a_daemon_without_a_free_descriptor_refuses() {
     let daemon = Daemon::builder().open_files(64).spawn();
-    let Some(vm) = Vm::over(daemon, Image::raw) else { return };
+    let Some(vm) = Vm::over(daemon, Image::qcow2) else { return };
     let io = vm.begin();
-    // As many connections as it takes for no room to be left for what is opened.
+    // Connections, until there is room for that of the command, but for no more files.
     let mut clients = Vec::new();
-    while let Ok(mut client) = Client::connect_to(vm.daemon.socket()) {
-        if client.statistics().is_err() {
-            break;
-        }
+    while let Some(client) = admitted(&vm.daemon) {
         clients.push(client);
     }
+    clients.truncate(clients.len() - 3);
+    wait_until(SOON, || admitted(&vm.daemon).is_some());
 
-    let said = vm.fails("reopen", &["--direct", "on"]);
+    vm.refuses(&io, &["--direct", "on", "--chain"], "descriptors");
 
-    assert!(said.contains("limit") || said.contains("full"), "{said}");
-    io.goes_on_for(100);
     drop(clients);
-    wait_until(SOON, || vm.run("reopen", &["--direct", "on"]).status.success());
+    wait_until(SOON, || vm.run("reopen", &["--direct", "on", "--chain"]).status.success());
     vm.ends_well(io);
+}
+
+/// A client, if the daemon has room for it.
+fn admitted(daemon: &Daemon) -> Option<Client> {
+    let mut client = Client::connect_to(daemon.socket()).ok()?;
+    client.statistics().is_ok().then_some(client)
+}
+
+#[test]
+fn an_entry_that_has_another_file_now_is_not_taken_for_it() {
+    let Some((vm, io)) = Vm::running(Image::qcow2) else { return };
+    let other = vm.image.path().with_extension("other");
+    fs::copy(vm.image.path(), &other).unwrap();
+    let file = File::options().read(true).write(true).open(other).unwrap();
+    vm.daemon.client().give(&[gift("vm7-disk0", file)]).unwrap();
+
+    vm.refuses(&io, &["--direct", "on"], "has another file now");
+
+    vm.image.give(&mut vm.daemon.client());
+    vm.switch(true, &["--chain"]);
+    vm.ends_well(io);
+}
+
+#[test]
+fn an_entry_that_is_gone_is_not_reopened() {
+    let Some((vm, io)) = Vm::running(Image::vmdk) else { return };
+    vm.daemon.client().close(&[name("vm7-ext2")]).unwrap();
+
+    vm.refuses(&io, &["--direct", "on"], "vm7-ext2");
+
+    vm.image.give(&mut vm.daemon.client());
+    vm.switch(true, &[]);
+    vm.ends_well(io);
+}
+
+#[test]
+fn an_attach_that_fails_leaves_nothing_behind() {
+    let Some(vm) = Vm::with(Image::qcow2) else { return };
+    let entries = vm.entries();
+
+    // The backing file is named by nobody; is no qcow2 image; is not there; is no file.
+    let top = ["--image", "qcow2=vm7-disk0"];
+    for (more, words) in [
+        (&[][..], "backing file"),
+        (&["--image", "qcow2=vm7-root"], "vm7-root"),
+        (&["--image", "qcow2=vm7-nothing"], "vm7-nothing"),
+        (&["--image", "qcow2=vm7-base", "--image", "raw=vm7-nothing"], "vm7-nothing"),
+    ] {
+        let said = vm.fails("attach", &[&top, more].concat());
+        assert!(said.contains(words), "{words:?} is missing: {said}");
+        assert_eq!((vm.qemu.nodes(), vm.qemu.fdsets()), (vec![], vec![]), "{said}");
+        assert_eq!(vm.entries(), entries, "{said}");
+    }
+    let io = vm.begin();
+    vm.ends_well(io);
+}
+
+#[test]
+fn io_notices_what_it_has_not_written() {
+    let Some((vm, io)) = Vm::running(Image::raw) else { return };
+    let file = File::options().write(true).open(vm.image.path()).unwrap();
+
+    // A block of a kind that it writes, but an earlier one.
+    let mut block = vec![0; 4096];
+    File::open(vm.image.path()).unwrap().read_exact_at(&mut block, 0).unwrap();
+    io.goes_on_for(1000);
+    wait_until(SOON, || {
+        file.write_all_at(&block, 0).unwrap();
+        io.errors() > 0
+    });
+
+    let ended = io.stop();
+    assert!(ended.first_error.unwrap().contains("block 0 has generation"));
 }
 
 #[test]
@@ -448,7 +526,7 @@ fn a_writer_keeps_the_image_from_being_made_read_only() {
     for make in [Image::raw, Image::qcow2, Image::vmdk] {
         let Some((vm, io)) = Vm::running(make) else { return };
 
-        vm.refuses(&io, &["--read-only", "on"], "QEMU");
+        vm.refuses(&io, &["--read-only", "on"], "Read-only block node");
         vm.switch(true, &[]);
 
         vm.ends_well(io);
@@ -484,8 +562,10 @@ fn a_daemon_that_dies_at_any_step_costs_no_io() {
         // Done, in spite of it; or not, and then as if it had not been asked for.
         let direct = round % 2 == 0;
         let was = vm.is_direct();
-        let output = vm.run("reopen", &["--direct", on_or_off(direct)]);
-        let is = if output.status.success() { direct } else { was };
+        let output = vm.run("reopen", &["--chain", "--direct", on_or_off(direct)]);
+        eprintln!("{direct} {:?} {} {}", output.status, text(&output.stderr), text(&output.stdout));
+        for file in &vm.image.files { eprintln!("{} {:?}", file.entry, vm.qemu.flags_of(identity(File::open(&file.path).unwrap()))); }
+        let is = if output.status.success() { vec![direct; 3] } else { was };
         assert_eq!(vm.is_direct(), is, "{}", text(&output.stderr));
         assert_eq!(vm.keeps_direct(), is, "{}", text(&output.stderr));
         io.goes_on_for(10);

@@ -105,6 +105,12 @@ impl Image {
         &self.files[0].path
     }
 
+    /// How many of its files have its data, and not that of images below it.
+    #[must_use]
+    pub fn data_files(&self) -> usize {
+        self.files.iter().filter(|file| file.format.is_none()).count().max(1)
+    }
+
     /// Gives its files to the stash, an open file description of its own for each, by somebody who may
     /// open them all.
     ///

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     env,
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -65,17 +65,13 @@ impl Qemu {
         }
         let log = File::create(folder.path().join("log")).expect("a log can be made");
         let process = Group::spawn(command.stdin(Stdio::null()).stderr(log));
-        let socket = folder.path().join(TESTS);
-        wait_until(SOON, || UnixStream::connect(&socket).is_ok());
+        let mut monitor = Monitor::connect(&folder.path().join(TESTS));
         // Of whoever listens: a program that starts QEMU may stand between.
-        let listener = UnixStream::connect(&socket).expect("QEMU listens");
-        let pid = socket_peercred(&listener).expect("the kernel knows who listens").pid;
-        drop(listener);
-        let mut qemu = Self { process, pid, version: (0, 0), folder };
-        let version = qemu.works("query-version", json!({}));
+        let listener = socket_peercred(&monitor.stream).expect("the kernel knows who listens");
+        let version = monitor.works("query-version", json!({}));
         let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
-        qemu.version = (part("major"), part("minor"));
-        Some(qemu)
+        let version = (part("major"), part("minor"));
+        Some(Self { process, pid: listener.pid, version, folder })
     }
 
     /// Its version: major and minor.
@@ -256,17 +252,28 @@ impl Monitor {
     ///
     /// # Panics
     ///
-    /// If no monitor answers there.
+    /// If no monitor answers there soon.
     #[must_use]
     pub fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).expect("a monitor listens");
-        stream.set_read_timeout(Some(SOON)).expect("a time-out can be set");
-        let reader = BufReader::new(stream.try_clone().expect("a socket can be shared"));
+        let mut connected = None;
+        // QEMU can take the end of one client for that of the next.
+        wait_until(SOON, || {
+            connected = Self::try_connect(socket).ok();
+            connected.is_some()
+        });
+        connected.expect("it was waited for")
+    }
+
+    fn try_connect(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let reader = BufReader::new(stream.try_clone()?);
         let mut monitor = Self { stream, reader };
-        let greeting = monitor.message();
+        let greeting = monitor.message()?;
         assert!(greeting["QMP"].is_object(), "a monitor greets: {greeting}");
-        monitor.works("qmp_capabilities", json!({}));
-        monitor
+        monitor.say(&message("qmp_capabilities", &json!({})), &[] as &[File]);
+        monitor.message()?;
+        Ok(monitor)
     }
 
     /// Has a command executed.
@@ -324,7 +331,7 @@ impl Monitor {
     /// QEMU's own words.
     pub fn reply(&mut self) -> Result<Value, String> {
         loop {
-            let message = self.message();
+            let message = self.message().expect("QEMU answers");
             if let Some(returned) = message.get("return") {
                 return Ok(returned.clone());
             }
@@ -335,10 +342,12 @@ impl Monitor {
         }
     }
 
-    fn message(&mut self) -> Value {
+    fn message(&mut self) -> io::Result<Value> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).expect("QEMU answers");
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("QEMU writes JSON: {line:?}"))
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        serde_json::from_str(&line).map_err(io::Error::from)
     }
 }
 
