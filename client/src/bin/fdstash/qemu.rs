@@ -2,6 +2,7 @@
 
 mod attach;
 mod detach;
+mod foreign;
 mod header;
 mod nodes;
 mod qmp;
@@ -27,6 +28,17 @@ Examples:
 
 QEMU's socket is that of -qmp unix:/run/vm7.qmp,server=on,wait=off. What belongs to which entry QEMU
 remembers itself, beside the descriptors (query-fdsets shows it).";
+
+/// How often the daemon may end before QEMU has any part of what is done.
+const ATTEMPTS: usize = 20;
+
+/// Whether a call was undone since the daemon has ended, so that it can be done anew.
+fn is_undone(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(fdstash::Error::ConnectionLost { may_be_done: false } | fdstash::Error::RolledBack)
+    )
+}
 
 /// Give a running QEMU the files of an image, and have them opened anew while it runs
 #[derive(Args)]

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 pub(super) use self::plan::opening;
 use self::plan::{File, Format, Opener, Parts, Planned, image};
 use super::{
-    Target,
+    ATTEMPTS, Target, is_undone,
     nodes::{FileNode, Identity, Mark, Options, add_fd, name_of, remove_fd, set_path},
     qmp::{Failure, Monitor},
     vmdk,
@@ -79,7 +79,14 @@ impl Attach {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         let mut monitor = self.target.monitor()?;
         let mut stash = door.connect()?;
-        let (committed, reopenings) = self.attach(&mut *monitor, stash.transaction()?)?;
+        let mut attempts = ATTEMPTS;
+        let (committed, reopenings) = loop {
+            attempts -= 1;
+            match self.attach(&mut *monitor, stash.transaction()?) {
+                Err(error) if is_undone(&error) && attempts > 0 => {}
+                outcome => break outcome?,
+            }
+        };
         settle(committed, &mut stash, &reopenings)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -242,7 +249,7 @@ impl Layer<'_> {
         format: Option<Options>,
     ) -> Mark {
         let image = self.attach.target.node.clone();
-        Mark { entry, file, options, image, of: self.node.to_owned(), format }
+        Mark { entry, file: Some(file), options, image, of: self.node.to_owned(), format }
     }
 }
 
@@ -310,7 +317,7 @@ fn blockdev_add(
 
 /// Undoes what was done, the last first, and tells how that went.
 fn undo(monitor: &mut dyn Monitor, done: Vec<Done>, why: &anyhow::Error) -> String {
-    if !Failure::is_refusal(why) {
+    if Failure::leaves_open(why) {
         return "QEMU may have some of it: see `fdstash qemu status`, and undo it with \
                 `fdstash qemu detach`"
             .into();

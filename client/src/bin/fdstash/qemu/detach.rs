@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 
@@ -31,32 +30,65 @@ impl Detach {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let mut monitor = self.target.monitor()?;
         let node = &self.target.node;
-        let (sets, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
-        let image = Image::find(node, &sets, &seen);
-        let strays = Image::strays(node, &sets, &seen);
-        anyhow::ensure!(
-            !image.layers.is_empty() || !strays.is_empty(),
-            "QEMU has no image {node:?} that was attached"
-        );
-        for name in image.node_names() {
-            // The extents of a VMDK image go with it.
-            if nodes(&mut *monitor)?.contains_key(&name) {
-                delete(&mut *monitor, &name)?;
+        let (all, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
+        let of_image: Vec<&Set> = all.iter().filter(|set| set.is_of(node)).collect();
+        anyhow::ensure!(!of_image.is_empty(), "QEMU has no image {node:?} that was attached");
+        let mut names = Image::find(node, &all, &seen).node_names();
+        // What an attach or a detach that was cut off has left does not hang together.
+        let left = of_image.iter().flat_map(|set| set.marked());
+        let left = left.flat_map(|(_, mark)| [mark.of.clone(), mark.node().to_owned()]);
+        for name in left {
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
-        let of_image = |set: &&Set| image.files().any(|file| file.set == set.id);
-        for set in sets.iter().filter(of_image).chain(strays) {
+        delete(&mut *monitor, names)?;
+        for set in of_image {
             for member in &set.members {
                 remove_fd(&mut *monitor, set.id, member.number)?;
             }
+        }
+        let left = sets(&mut *monitor)?.iter().filter(|set| set.is_of(node)).count();
+        if left > 0 {
+            crate::complain(format_args!(
+                "{left} of its sets stay until the guest runs again: this QEMU closes no descriptor \
+                 while it is stopped"
+            ));
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn delete(monitor: &mut dyn Monitor, node: &str) -> anyhow::Result<()> {
-    let deleted = monitor.execute("blockdev-del", json!({ "node-name": node }), None);
-    deleted.map(drop).with_context(|| {
-        format!("node {node:?} could not be deleted; what stands above it in the image is gone")
-    })
+/// Deletes nodes, those first on which no other stands.
+fn delete(monitor: &mut dyn Monitor, mut names: Vec<String>) -> anyhow::Result<()> {
+    let count = names.len();
+    loop {
+        let seen = nodes(monitor)?;
+        // The extents of a VMDK image go with it.
+        names.retain(|name| seen.contains_key(name));
+        let before = names.len();
+        let mut refused = None;
+        let mut left = Vec::new();
+        for name in names {
+            let deleted = monitor.execute("blockdev-del", json!({ "node-name": name }), None);
+            match deleted {
+                Ok(_) => {}
+                // It may be a part of one that was deleted just now.
+                Err(error) => {
+                    refused.get_or_insert(error.context(format!("node {name:?} is not deleted")));
+                    left.push(name);
+                }
+            }
+        }
+        names = left;
+        match refused {
+            None => return Ok(()),
+            Some(error) if names.len() == before => {
+                let told =
+                    if before == count { "nothing has changed" } else { "others are deleted" };
+                return Err(error.context(told));
+            }
+            Some(_) => {}
+        }
+    }
 }

@@ -27,8 +27,8 @@ pub(super) type Identity = (u64, u64);
 pub(super) struct Mark {
     /// The entry that has the file; none if the stash does not keep it, as a rewritten VMDK descriptor.
     pub entry: Option<Name>,
-    /// Which file it is.
-    pub file: Identity,
+    /// Which file it is, if that is known.
+    pub file: Option<Identity>,
     /// The options of the file node that is opened from it, but for its `filename`.
     pub options: Options,
     /// The image that it is a part of, by its topmost node.
@@ -43,9 +43,9 @@ impl Mark {
     fn to_text(&self) -> String {
         let Self { entry, file, options, image, of, format } = self;
         let entry = entry.as_ref().map(Name::to_string);
-        let (device, inode) = file;
+        let file = file.map(|(device, inode)| [device, inode]);
         let mark = json!({
-            "name": entry, "node": self.node(), "file": [device, inode], "options": options,
+            "name": entry, "node": self.node(), "file": file, "options": options,
             "image": image, "of": of, "format": format,
         });
         json!({ "fdstash": mark }).to_string()
@@ -55,7 +55,7 @@ impl Mark {
         let mut text: Value = serde_json::from_str(text).ok()?;
         let mark = text.get_mut("fdstash")?;
         let entry = mark["name"].as_str().map(Name::new).transpose().ok()?;
-        let file = (mark["file"][0].as_u64()?, mark["file"][1].as_u64()?);
+        let file = mark["file"][0].as_u64().zip(mark["file"][1].as_u64());
         let image = mark["image"].as_str()?.to_owned();
         let of = mark["of"].as_str()?.to_owned();
         let Value::Object(options) = mark["options"].take() else { return None };
@@ -113,6 +113,11 @@ impl Set {
     /// What a node opens that is made from it.
     pub(super) fn path(&self) -> String {
         set_path(self.id)
+    }
+
+    /// Whether it was made for a node of that image.
+    pub(super) fn is_of(&self, image: &str) -> bool {
+        self.marked().next_back().is_some_and(|(_, mark)| mark.image == image)
     }
 
     /// The one that a node was opened from: the newest that has the flags that it has.
@@ -286,8 +291,9 @@ impl Image {
         let mut files: BTreeMap<String, Vec<FileNode>> = BTreeMap::new();
         for set in sets {
             let Some((_, newest)) = set.marked().next_back() else { continue };
-            let Some(node) = user(set, newest, seen) else { continue };
-            let mark = set.in_force(node).map_or(newest, |(_, mark)| mark).clone();
+            let user = user(set, newest, seen).filter(|_| newest.image == node);
+            let Some(user) = user else { continue };
+            let mark = set.in_force(user).map_or(newest, |(_, mark)| mark).clone();
             files.entry(mark.of.clone()).or_default().push(FileNode { set: set.id, mark });
         }
         let mut layers = Vec::new();
@@ -316,13 +322,9 @@ impl Image {
     ) -> Vec<&'a Set> {
         let is_stray = |set: &&Set| {
             let newest = set.marked().next_back();
-            newest.is_some_and(|(_, mark)| mark.image == node && user(set, mark, seen).is_none())
+            set.is_of(node) && newest.is_some_and(|(_, mark)| user(set, mark, seen).is_none())
         };
         sets.iter().filter(is_stray).collect()
-    }
-
-    pub(super) fn files(&self) -> impl Iterator<Item = &FileNode> {
-        self.layers.iter().flat_map(|layer| &layer.files)
     }
 
     /// The names of all its nodes, those first on which no other stands.

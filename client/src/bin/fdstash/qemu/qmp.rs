@@ -1,8 +1,12 @@
 //! QMP, the language of QEMU's monitor, with descriptors beside the commands.
 
 use std::{
+    fs,
     io::{self, Read},
-    os::{fd::BorrowedFd, unix::net::UnixStream},
+    os::{
+        fd::BorrowedFd,
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -10,6 +14,8 @@ use std::{
 use anyhow::Context;
 use fdstash_proto::socket;
 use serde_json::{Value, json};
+
+use super::nodes::Identity;
 
 /// More than any answer: what is longer comes from no QEMU.
 const LONGEST_LINE: usize = 64 << 20;
@@ -29,6 +35,13 @@ pub(crate) trait Monitor {
         arguments: Value,
         fd: Option<BorrowedFd<'_>>,
     ) -> anyhow::Result<Value>;
+
+    /// Which file a descriptor of QEMU's is of, by QEMU's number of it; nothing where that cannot be
+    /// seen from here.
+    fn file_behind(&self, number: i64) -> Option<Identity> {
+        let _ = number;
+        None
+    }
 }
 
 /// Why there is no answer that a command has been carried out.
@@ -50,9 +63,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether QEMU has said that it has not carried out the command.
-    pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
-        matches!(error.downcast_ref(), Some(Self::Refused { .. }))
+    /// Whether, for all that is known, QEMU may have carried out what failed so.
+    pub(crate) fn leaves_open(error: &anyhow::Error) -> bool {
+        match error.downcast_ref() {
+            Some(Self::Unanswered { .. } | Self::Lost { .. }) => true,
+            Some(Self::Refused { .. }) | None => false,
+        }
     }
 
     fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
@@ -168,5 +184,14 @@ impl Monitor for Qmp {
             return Err(Failure::Refused { command: command.to_owned(), class, desc }.into());
         }
         Ok(answer["return"].take())
+    }
+
+    fn file_behind(&self, number: i64) -> Option<Identity> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.socket).ok()?;
+        let process = format!("/proc/{}", peer.pid.as_raw_pid());
+        // The socket may have been made by whoever started QEMU, whose descriptors are others.
+        let is_qemu = fs::read_to_string(format!("{process}/comm")).ok()?.starts_with("qemu");
+        let file = fs::metadata(format!("{process}/fd/{number}")).ok().filter(|_| is_qemu)?;
+        Some((file.dev(), file.ino()))
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Target,
     nodes::{FileNode, Image, Seen, Set, nodes, sets},
+    reopen,
 };
 use crate::{
     Door,
@@ -115,14 +116,11 @@ impl Line<'_> {
     }
 
     fn cells(&self) -> [String; 7] {
-        let words = |direct, read_only| {
-            let cache = if direct { "direct" } else { "cached" };
-            format!("{cache}, {}", if read_only { "read-only" } else { "read-write" })
-        };
-        let has = self.seen.map(|seen| words(seen.direct, seen.read_only));
+        let has = self.seen.map(|seen| reopen::Flags::of(seen).words());
         let kept = self.kept.map(|entry| {
             let others = flags(entry.flags.with(Flags::DIRECT, false));
-            let own = words(entry.flags.contains(Flags::DIRECT), entry.access == Access::Read);
+            let direct = entry.flags.contains(Flags::DIRECT);
+            let own = reopen::Flags { direct, read_only: entry.access == Access::Read }.words();
             if others.is_empty() { own } else { format!("{own}, {others}") }
         });
         [
@@ -158,7 +156,7 @@ impl Line<'_> {
 
     fn drifts_from(&self, kept: &Entry) -> Vec<String> {
         let (node, name, mut drifts) = (self.file.node(), kept.name.as_str(), Vec::new());
-        if (kept.device, kept.inode) != self.file.mark.file {
+        if self.file.mark.file.is_some_and(|file| file != (kept.device, kept.inode)) {
             drifts.push(format!("{node}: entry {name:?} has another file now"));
         }
         if self.seen.is_some_and(|seen| seen.direct != kept.flags.contains(Flags::DIRECT)) {

@@ -112,10 +112,12 @@ impl Opener<'_> {
 }
 
 /// Asks for a descriptor as QEMU wants it for a node: of exactly that access, and from QEMU 9.1 on with
-/// exactly that `O_DIRECT`.
+/// exactly that `O_DIRECT`. For a node that is only read the stash keeps all the access that it has, so
+/// that it can be written again without anybody's rights on the file.
 pub(in crate::qemu) fn opening(name: &Name, direct: bool, read_only: bool) -> Reopening {
-    let access = if read_only { Access::Read } else { Access::ReadWrite };
-    Reopening { direct: Some(direct), access: Some(access), ..Reopening::new(name.clone()) }
+    let (access, hand_out) =
+        if read_only { (None, Some(Access::Read)) } else { (Some(Access::ReadWrite), None) };
+    Reopening { direct: Some(direct), access, hand_out, ..Reopening::new(name.clone()) }
 }
 
 impl Attach {
