@@ -189,11 +189,17 @@ fn go_over(
             name.as_str(),
             step.file.node()
         );
+        if !step.changes() {
+            continue;
+        }
         let mark = Mark { file: Some((stat.st_dev, stat.st_ino)), ..step.mark.clone() };
         added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
     }
     let began = Instant::now();
-    monitor.execute("blockdev-reopen", json!({ "options": plan.options() }), None)?;
+    let options = plan.options();
+    if !options.is_empty() {
+        monitor.execute("blockdev-reopen", json!({ "options": options }), None)?;
+    }
     let took = began.elapsed();
     let wrong = check(monitor, plan, &before)?;
     Ok(Swap { took, wrong, old })
@@ -218,7 +224,7 @@ fn tidy(
                 && in_force.is_some_and(|(in_force, _)| in_force.number != member.number);
             if is_over {
                 remove_fd(monitor, set.id, member.number)?;
-            } else {
+            } else if step.changes() {
                 left.push((set.id, member.number));
             }
         }
