@@ -109,8 +109,16 @@ fn direct(on: bool) -> Value {
 }
 
 fn open(path: &Path, direct: bool) -> File {
-    let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
-    let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
+    open_for(path, OFlags::RDWR, direct)
+}
+
+fn open_to_read(path: &Path, direct: bool) -> File {
+    open_for(path, OFlags::RDONLY, direct)
+}
+
+fn open_for(path: &Path, access: OFlags, direct: bool) -> File {
+    let direct = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    let flags = access | direct | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).expect("an image can be opened").into()
 }
 
@@ -134,6 +142,28 @@ fn a_node_is_reopened_to_the_newest_fitting_descriptor_of_its_set() {
     // What the node uses is its own, and outlives what was sent.
     bench.remove(1, new);
     assert_eq!(bench.has_direct(&plain), [true]);
+}
+
+#[test]
+fn a_read_only_node_that_is_reopened_as_it_was_misses_the_next_change() {
+    let Some(mut bench) = bench() else { return };
+    let image = bench.image("image", 1);
+    let read_only = |direct: bool| json!({"read-only": true, "cache": {"direct": direct}});
+    let mut old = bench.add(1, &open_to_read(&image, false));
+    bench.attach("disk0", 1, read_only(false)).unwrap();
+    // QEMU tells what it was asked for, whatever its descriptor is.
+    for (direct, is) in [(true, true), (true, true), (false, true)] {
+        let new = bench.add(1, &open_to_read(&image, direct));
+        bench.reopen(&[file_node("disk0", 1, read_only(direct))]).unwrap();
+        bench.remove(1, std::mem::replace(&mut old, new));
+
+        assert_eq!(bench.file_of("disk0")["cache"]["direct"], direct);
+        let has = bench.has_direct(&File::open(&image).unwrap());
+        assert!(has.contains(&is), "{direct}: {has:?}");
+    }
+    bench.remove(1, old);
+
+    assert_eq!(bench.has_direct(&File::open(&image).unwrap()), [true]);
 }
 
 #[test]
