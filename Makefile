@@ -23,7 +23,8 @@ demo:
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 
 test:
-	@tests/need cc cargo $(LINTS) qemu-img qemu-system-x86_64 python3 setpriv nsenter systemd systemd-socket-activate
+	@tests/need cc cargo $(LINTS) qemu-img qemu-io qemu-system-x86_64 chattr \
+		python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
 

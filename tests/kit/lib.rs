@@ -7,8 +7,12 @@
 
 mod daemon;
 mod group;
+mod images;
+mod io;
 mod machine;
+mod nbd;
 mod program;
+mod qemu;
 mod random;
 mod raw;
 mod systemd;
@@ -27,8 +31,12 @@ use fdstash::{Gift, Name, Pattern};
 pub use crate::{
     daemon::{Builder, Daemon},
     group::Group,
-    machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    images::{Image, ImageFile},
+    io::{Ended, Io, Written},
+    machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
+    nbd::Nbd,
     program::{install_program, program, program_with_steps},
+    qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     systemd::{Systemd, install, uninstall},
