@@ -459,7 +459,7 @@ fn an_entry_that_has_another_file_now_is_not_taken_for_it() {
     let file = File::options().read(true).write(true).open(other).unwrap();
     vm.daemon.client().give(&[gift("vm7-disk0", file)]).unwrap();
 
-    vm.refuses(&io, &["--direct", "on"], "has another file now");
+    vm.refuses(&io, &["--direct", "on"], "has another file");
 
     vm.image.give(&mut vm.daemon.client());
     vm.switch(true, &["--chain"]);

@@ -5,6 +5,7 @@ mod close;
 mod descriptor;
 mod give;
 mod list;
+mod locks;
 mod qemu;
 mod reopen;
 mod run;
@@ -68,6 +69,7 @@ enum Verb {
     Reopen(reopen::Reopen),
     List(list::List),
     Watch(watch::Watch),
+    Locks(locks::Locks),
     Status(status::Status),
     Qemu(qemu::Qemu),
 }
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
         Verb::Watch(watch) => watch.run(&door),
+        Verb::Locks(locks) => locks.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
     };

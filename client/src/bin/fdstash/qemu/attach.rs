@@ -22,7 +22,10 @@ use super::{
     vmdk,
     words::{self, Setting},
 };
-use crate::{Door, words::Switch};
+use crate::{
+    Door,
+    words::{Switch, plain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +38,8 @@ Examples:
 
 The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1, its
 file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1, disk0-extent2 and
-so on. A VMDK's descriptor is rewritten for QEMU, in memory. A device then refers to disk0:
+so on. A VMDK's descriptor is rewritten for QEMU, in memory, and what QEMU writes into it stays there:
+a new identifier of the content, with the first write. A device then refers to disk0:
   device_add virtio-blk-pci,drive=disk0
 QEMU gets an open file description of its own of each file, and what the stash keeps stays there. What
 fails is undone: then there is no node, and the stash is as it was.";
@@ -264,7 +268,7 @@ fn drive_add(
     let said = said.as_str().unwrap_or_default().trim();
     let node = name_of(options).to_owned();
     if !said.is_empty() {
-        let desc = said.trim_start_matches("Error: ").to_owned();
+        let desc = plain(said.trim_start_matches("Error: "));
         let (command, class) = ("drive_add".to_owned(), "GenericError".to_owned());
         return Err(Failure::Refused { command, class, desc })
             .context(format!("QEMU has not made node {node:?}"));

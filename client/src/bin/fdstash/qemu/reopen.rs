@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use clap::Args;
 use fdstash::{Handed, Name, Reopening, blocking::Transaction};
 use rustix::fs::fstat;
@@ -36,7 +37,11 @@ use super::{
     nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
 };
-use crate::{Door, Misuse, table::Table, words::Switch};
+use crate::{
+    Door,
+    table::Table,
+    words::{Switch, plain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +49,17 @@ Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct off --chain
 
 All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it had, and
-the stash is as it was.";
+the stash is as it was.
+
+Of nodes that QEMU was started with, and not those of `fdstash qemu attach`, it must be said which entry
+has which file, and once what options they have:
+  fdstash take vm7-disk0 --copy --fresh --fd 3 -- qemu-system-x86_64 \\
+      -qmp unix:/run/vm7.qmp,server=on,wait=off -add-fd fd=3,set=1,opaque=vm7-disk0 \\
+      -blockdev driver=file,node-name=disk0-file,filename=/dev/fdset/1,aio=threads \\
+      -blockdev driver=qcow2,node-name=disk0,file=disk0-file
+  fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on \\
+      --name disk0-file=vm7-disk0 --option aio=threads
+QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for each.";
 
 /// Have QEMU go over to newly opened files of an image, while its guest runs
 #[derive(Args)]
@@ -80,8 +95,8 @@ struct Swap {
     took: Duration,
     /// What it has changed beyond that, and could not take back.
     wrong: Option<String>,
-    /// The descriptors that it has used before, as a set's number and QEMU's of it.
-    old: Vec<(i64, i64)>,
+    /// The descriptors that it has used before.
+    old: Vec<Place>,
 }
 
 impl Reopen {
@@ -113,12 +128,11 @@ impl Reopen {
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
         let mut image = Image::find(node, &sets, &seen);
         if self.foreign.is_some() {
-            if !image.layers.is_empty() {
-                return Err(
-                    Misuse("the image is known, and --name and --option are not for it").into()
-                );
+            if image.layers.is_empty() {
+                image = self.foreign.image(node, monitor, &sets, &seen)?;
+            } else {
+                self.foreign.confirm(&image)?;
             }
-            image = self.foreign.image(node, monitor, &sets, &seen)?;
         }
         anyhow::ensure!(
             !image.layers.is_empty(),
@@ -138,7 +152,7 @@ impl Reopen {
         let mut table = Table::new(&["NODE", "NAME", "WAS", "IS"]);
         for step in &plan.steps {
             let entry = step.entry().map(Name::to_string).unwrap_or_default();
-            table.push([step.file.node().to_owned(), entry, step.was.words(), step.is.words()]);
+            table.push([plain(step.file.node()), entry, step.was.words(), step.is.words()]);
         }
         table.write(&mut out, None)?;
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
@@ -171,7 +185,7 @@ fn go_over(
     monitor: &mut dyn Monitor,
     plan: &Plan,
     handed: Vec<Handed<OwnedFd>>,
-    added: &mut Vec<(i64, i64)>,
+    added: &mut Vec<Place>,
 ) -> anyhow::Result<Swap> {
     let (sets, before) = (sets(monitor)?, nodes(monitor)?);
     for step in &plan.steps {
@@ -179,7 +193,8 @@ fn go_over(
             before.get(step.file.node()).is_some_and(|node| Flags::of(node) == step.was);
         anyhow::ensure!(is_as_planned, "node {:?} has changed meanwhile", step.file.node());
     }
-    let old = tidy(monitor, plan, &sets, &before)?;
+    let (old, over) = leftovers(plan, &sets, &before);
+    let stuck = tidy(monitor, &over)?;
     for ((step, _), Handed { name, fd }) in plan.kept().zip(handed) {
         let stat = fstat(&fd)?;
         anyhow::ensure!(
@@ -197,24 +212,32 @@ fn go_over(
     }
     let began = Instant::now();
     let options = plan.options();
-    if !options.is_empty() {
-        monitor.execute("blockdev-reopen", json!({ "options": options }), None)?;
-    }
+    let went = match options.is_empty() {
+        true => Ok(Value::Null),
+        false => monitor.execute("blockdev-reopen", json!({ "options": options }), None),
+    };
     let took = began.elapsed();
+    if stuck > 0 {
+        went.with_context(|| {
+            format!(
+                "this QEMU closes no descriptor until the guest runs, and {stuck} that were taken out of \
+                 its sets keep their locks"
+            )
+        })?;
+    } else {
+        went?;
+    }
     let wrong = check(monitor, plan, &before)?;
     Ok(Swap { took, wrong, old })
 }
 
-/// Takes out what a reopen has left behind that was cut off, and tells what is left. A node has a
-/// duplicate of its own of what it was opened from, but a lock on what is left over would be in the way
-/// of whoever writes.
-fn tidy(
-    monitor: &mut dyn Monitor,
-    plan: &Plan,
-    sets: &[Set],
-    seen: &BTreeMap<String, Seen>,
-) -> anyhow::Result<Vec<(i64, i64)>> {
-    let mut left = Vec::new();
+/// A descriptor in QEMU: its set, and QEMU's number of it.
+type Place = (i64, i64);
+
+/// What is in the sets: what nodes have been opened from, and what a reopen has left behind that was cut
+/// off, before or after they went over.
+fn leftovers(plan: &Plan, sets: &[Set], seen: &BTreeMap<String, Seen>) -> (Vec<Place>, Vec<Place>) {
+    let (mut used, mut over) = (Vec::new(), Vec::new());
     for (step, _) in plan.kept() {
         let Some(set) = sets.iter().find(|set| set.id == step.file.set) else { continue };
         let in_force = seen.get(step.file.node()).and_then(|node| set.in_force(node));
@@ -222,14 +245,33 @@ fn tidy(
             // What bears no mark of ours somebody else has put there.
             let is_over = member.mark.is_some()
                 && in_force.is_some_and(|(in_force, _)| in_force.number != member.number);
+            let place = (set.id, member.number);
             if is_over {
-                remove_fd(monitor, set.id, member.number)?;
+                over.push(place);
             } else if step.changes() {
-                left.push((set.id, member.number));
+                used.push(place);
             }
         }
     }
-    Ok(left)
+    (used, over)
+}
+
+/// Takes out what is left over, and tells how many of them stay all the same. No node misses one, since
+/// it has a duplicate of its own of what it was opened from; but their locks are in the way of whoever is
+/// to write.
+fn tidy(monitor: &mut dyn Monitor, over: &[Place]) -> anyhow::Result<usize> {
+    for &(set, number) in over {
+        remove_fd(monitor, set, number)?;
+    }
+    if over.is_empty() {
+        return Ok(0);
+    }
+    let left = sets(monitor)?;
+    let is_left = |&&(id, number): &&Place| {
+        let set = left.iter().find(|set| set.id == id);
+        set.is_some_and(|set| set.members.iter().any(|member| member.number == number))
+    };
+    Ok(over.iter().filter(is_left).count())
 }
 
 /// Whether the nodes are as was asked, and nothing else has changed. If not, they go back, and that is
@@ -265,7 +307,7 @@ fn check(
 }
 
 /// Takes out the new descriptors where QEMU has not gone over to them, and tells how things stand.
-fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Error) -> &'static str {
+fn take_back(monitor: &mut dyn Monitor, added: &[Place], why: &anyhow::Error) -> &'static str {
     if Failure::leaves_open(why) {
         return "QEMU has the old and the new descriptors and works with either; `fdstash qemu status` \
                 tells which, and the next reopen removes the others. The stash is as it was";
@@ -280,7 +322,7 @@ fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Erro
 }
 
 /// Takes out what QEMU no longer uses. What cannot be taken out the next reopen tries again.
-fn remove_old(monitor: &mut dyn Monitor, old: &[(i64, i64)]) {
+fn remove_old(monitor: &mut dyn Monitor, old: &[Place]) {
     for &(set, number) in old {
         if let Err(error) = remove_fd(monitor, set, number) {
             crate::complain(format_args!("an old descriptor stays in set {set}: {error:#}"));
