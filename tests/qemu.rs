@@ -44,8 +44,8 @@ fn start<'a>(daemon: &'a Daemon, before: &[&str], arguments: &[&str]) -> Option<
         .spawn()
         .expect("QEMU can be started");
     let mut qemu = Qemu { process, daemon, pid: None };
-    // It makes this one last. QEMU 7.2 can die of a connection that ends before it has greeted, so each is
-    // used.
+    // It makes this one last. While it starts, QEMU 7.2 can die of a connection that ends before it has
+    // greeted, so each is used.
     let mut socket = None;
     wait_until(SOON, || {
         socket = UnixStream::connect(daemon.path("qmp-tests")).ok();

@@ -229,7 +229,7 @@ mod tests {
                 return None;
             };
             let qemu = Self { process, folder };
-            // QEMU 7.2 can die of a connection that ends before it has greeted, so each is used.
+            // While it starts, QEMU 7.2 can die of a connection that ends before it has greeted.
             let deadline = Instant::now() + LONG;
             while qemu.connect(LONG).is_err() {
                 assert!(Instant::now() < deadline, "QEMU does not listen");
