@@ -2,6 +2,7 @@
 //! [`Io`](crate::Io) finds again.
 
 use std::{
+    env,
     fs::{self, File, Permissions},
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -42,14 +43,16 @@ pub struct ImageFile {
 }
 
 impl Image {
-    /// A folder for images, on a file system that is no memory and so has O_DIRECT.
+    /// A folder for images: in `/var/tmp`, which is on a disk and so has O_DIRECT, or where `TMPDIR`
+    /// says.
     ///
     /// # Panics
     ///
     /// If it cannot be made.
     #[must_use]
     pub fn folder() -> TempDir {
-        let folder = tempfile::Builder::new().prefix("fdstash-images-").tempdir_in("/var/tmp");
+        let temporary = env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+        let folder = tempfile::Builder::new().prefix("fdstash-images-").tempdir_in(temporary);
         folder.expect("a folder can be made")
     }
 

@@ -184,6 +184,12 @@ impl Io {
         self.shared.errors.load(Ordering::Relaxed)
     }
 
+    /// The longest time so far between the ends of one operation and the next of the same worker.
+    #[must_use]
+    pub fn longest_pause(&self) -> Duration {
+        Duration::from_nanos(self.shared.longest_pause_nsec.load(Ordering::Relaxed))
+    }
+
     /// Waits until so many more operations were done, without an error.
     ///
     /// # Panics
@@ -214,6 +220,7 @@ impl Io {
     #[must_use]
     pub fn stop(self) -> Ended {
         self.shared.stop.store(true, Ordering::Relaxed);
+        let longest_pause = self.longest_pause();
         let mut written = Written::default();
         for worker in self.workers {
             written.add(&worker.join().expect("a worker does not panic"));
@@ -223,7 +230,7 @@ impl Io {
             operations: shared.operations.load(Ordering::Relaxed),
             errors: shared.errors.load(Ordering::Relaxed),
             first_error: shared.first(),
-            longest_pause: Duration::from_nanos(shared.longest_pause_nsec.load(Ordering::Relaxed)),
+            longest_pause,
             is_cut_off: shared.is_cut_off.load(Ordering::Relaxed),
             written,
         }

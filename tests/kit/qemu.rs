@@ -3,7 +3,7 @@
 //! `QEMU` names another program to start than `qemu-system-x86_64`, for another version's; words
 //! before the program's name that it needs may stand in front of it, parted by blanks:
 //! `QEMU='chroot /srv/testing qemu-system-x86_64' cargo test --package fdstash-tests --test qemu_facts`.
-//! It must see the same `/tmp`, and run in the same process and user namespaces.
+//! It must see the same temporary folder, and run in the same process and user namespaces.
 
 use std::{
     collections::BTreeSet,
@@ -54,7 +54,7 @@ impl Qemu {
             crate::skipped("there is no qemu-system-x86_64, or what the variable QEMU names");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("fdstash-qemu-").tempdir_in("/tmp");
+        let folder = tempfile::Builder::new().prefix("fdstash-qemu-").tempdir();
         let folder = folder.expect("a folder can be made");
         let mut command = program();
         command.args(["-nodefaults", "-machine", "none", "-display", "none"]);
