@@ -459,32 +459,33 @@ impl Driver for Extents {
 
 fn made(daemon: &Daemon, name: &str, content: &[u8]) -> PathBuf {
     let path = daemon.path(name);
-    fs::write(&path, content).unwrap();
+    fs::write(&path, content).expect("the folder is there");
     path
 }
 
 fn writable(path: &Path) -> StdFile {
-    StdFile::options().read(true).write(true).open(path).unwrap()
+    StdFile::options().read(true).write(true).open(path).expect("it can be opened")
 }
 
 fn is_dsync(file: &StdFile) -> bool {
     // Not rustix's, which is O_SYNC.
-    fcntl_getfl(file).unwrap().intersects(OFlags::from_bits_retain(0o10000))
+    fcntl_getfl(file).expect("it has flags").intersects(OFlags::from_bits_retain(0o10000))
 }
 
 fn kept_flags(client: &mut Client, path: &Path) -> Flags {
-    let entries = client.list(&pattern("*")).unwrap();
-    entries.iter().find(|entry| Path::new(entry.name.as_str()) == path).unwrap().flags
+    let entries = client.list(&pattern("*")).expect("the daemon answers");
+    entries.iter().find(|entry| Path::new(entry.name.as_str()) == path).expect("it is kept").flags
 }
 
 fn read_all(file: &StdFile) -> Vec<u8> {
-    let mut content = vec![0; file.metadata().unwrap().len().try_into().unwrap()];
-    file.read_exact_at(&mut content, 0).unwrap();
+    let length = file.metadata().expect("it is open").len();
+    let mut content = vec![0; usize::try_from(length).expect("it is small")];
+    file.read_exact_at(&mut content, 0).expect("it can be read");
     content
 }
 
 fn rest(mut file: &StdFile) -> Vec<u8> {
     let mut content = Vec::new();
-    file.read_to_end(&mut content).unwrap();
+    file.read_to_end(&mut content).expect("it can be read");
     content
 }

@@ -214,7 +214,7 @@ impl Chain {
         }
         let daemon = Daemon::spawn();
         let folder = daemon.path("images");
-        fs::create_dir(&folder).unwrap();
+        fs::create_dir(&folder).expect("the folder is new");
         let chain = Self { daemon, folder };
         chain.make_base();
         let middle = chain.folder().join("middle.qcow2");
@@ -231,8 +231,8 @@ impl Chain {
         for (name, sectors) in
             [("base-f001.vmdk", third), ("base-f002.vmdk", 2 * third), ("base-f003.vmdk", third)]
         {
-            let file = File::create(self.folder.join(name)).unwrap();
-            file.set_len(sectors * 512).unwrap();
+            let file = File::create(self.folder.join(name)).expect("the folder is there");
+            file.set_len(sectors * 512).expect("it can be long");
             extents.push(format!("RW {sectors} FLAT \"{name}\" 0"));
         }
         let text = format!(
@@ -242,12 +242,12 @@ impl Chain {
              ddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n",
             extents.join("\n")
         );
-        fs::write(self.folder.join("base.vmdk"), text).unwrap();
-        let at = |name: &str| File::options().write(true).open(self.folder.join(name)).unwrap();
-        at("base-f001.vmdk").write_all(&[b'x'; 4096]).unwrap();
+        fs::write(self.folder.join("base.vmdk"), text).expect("the folder is there");
+        let at = |name: &str| writable(&self.folder.join(name));
+        at("base-f001.vmdk").write_all(&[b'x'; 4096]).expect("it can be written");
         // The second extent begins at the first mebibyte.
         std::os::unix::fs::FileExt::write_all_at(&at("base-f002.vmdk"), &[b'y'; 4096], 1 << 20)
-            .unwrap();
+            .expect("it can be written");
     }
 
     fn folder(&self) -> &Path {
@@ -276,7 +276,7 @@ impl Chain {
     fn content_at(&self, offset: u64) -> u8 {
         let raw = self.folder.join("content.raw");
         qemu_img(&["convert", "-O", "raw", path(&self.top()), path(&raw)]);
-        fs::read(raw).unwrap()[usize::try_from(offset).unwrap()]
+        fs::read(raw).expect("it was made")[usize::try_from(offset).expect("it is small")]
     }
 
     fn check(&self) {
@@ -285,28 +285,29 @@ impl Chain {
 }
 
 fn qemu_img(args: &[&str]) {
-    let output = Command::new("qemu-img").args(args).output().unwrap();
+    let output = Command::new("qemu-img").args(args).output().expect("it is there");
     assert!(output.status.success(), "{args:?}: {output:?}");
 }
 
 fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
+    path.to_str().expect("it is in ASCII")
 }
 
 fn writable(path: &Path) -> File {
-    File::options().read(true).write(true).open(path).unwrap()
+    File::options().read(true).write(true).open(path).expect("it can be opened")
 }
 
 /// The byte of which a block is full.
 fn read(shared: &Shared, offset: u64) -> u8 {
     let mut block = vec![0; 4096];
-    wait(async { shared.read().await.read(&mut block[..], offset).await }).unwrap();
+    wait(async { shared.read().await.read(&mut block[..], offset).await })
+        .expect("the disk can be read");
     assert!(block.iter().all(|byte| *byte == block[0]), "a block is torn");
     block[0]
 }
 
 fn write(shared: &Shared, offset: u64, byte: u8) {
-    try_write(shared, offset, byte).unwrap();
+    try_write(shared, offset, byte).expect("the disk can be written");
 }
 
 fn try_write(shared: &Shared, offset: u64, byte: u8) -> std::io::Result<()> {
@@ -318,5 +319,6 @@ fn try_write(shared: &Shared, offset: u64, byte: u8) -> std::io::Result<()> {
 }
 
 fn wait<F: Future>(flow: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(flow)
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime without a reactor can be made").block_on(flow)
 }

@@ -11,13 +11,12 @@ use std::{
             net::UnixStream,
         },
     },
-    path::Path,
     process::{Command, Stdio},
 };
 
 use fdstash::{Access, Error, Gift, Refusal, Reopening, blocking::Client};
 use kit::{
-    Daemon, ReadOnlyMount, SOON, file, gift, identity, is_root, name, only, pattern, skipped,
+    Attribute, Daemon, Mount, SOON, file, gift, identity, is_root, name, only, pattern, skipped,
     wait_until,
 };
 use rustix::{
@@ -277,9 +276,10 @@ fn on_a_read_only_mount_nothing_reopens_for_writing() {
     let folder = daemon.path("mount");
     fs::create_dir(&folder).unwrap();
     let writable = file(folder.join("a"), "a");
-    let Some(_mount) = ReadOnlyMount::over(&folder) else {
-        return skipped("a read-only mount takes root, and the right to mount");
+    let Some(mount) = Mount::over_itself(&folder) else {
+        return skipped("a mount takes root, and the right to mount");
     };
+    assert!(mount.make_read_only());
     let read_only = File::open(folder.join("a")).unwrap();
     assert_eq!(identity(&read_only), identity(&writable));
 
@@ -315,31 +315,13 @@ fn a_running_program_does_not_reopen_for_writing() {
     assert!(to_read.is_ok());
 }
 
-/// Sets an attribute of a file for as long as it lives.
-struct Attribute<'a>(&'a Path, &'static str);
-
-impl<'a> Attribute<'a> {
-    fn set(path: &'a Path, attribute: &'static str) -> Option<Self> {
-        let mut chattr = Command::new("chattr");
-        chattr.arg(format!("+{attribute}")).arg(path);
-        let done = chattr.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-        done.then_some(Self(path, attribute))
-    }
-}
-
-impl Drop for Attribute<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("chattr").arg(format!("-{}", self.1)).arg(self.0).status();
-    }
-}
-
 #[test]
 fn an_immutable_file_reopens_for_reading_only() {
     let daemon = Daemon::spawn();
     let mut client = daemon.client();
     let path = daemon.path("a");
     keep(&mut client, file(&path, "a"));
-    let Some(_immutable) = Attribute::set(&path, "i") else {
+    let Some(_immutable) = Attribute::set(&path, 'i') else {
         return skipped("chattr +i takes root, and a file system that has it");
     };
 
@@ -353,7 +335,7 @@ fn an_append_only_file_reopens_for_appending_only() {
     let mut client = daemon.client();
     let path = daemon.path("log");
     keep(&mut client, File::options().append(true).create(true).open(&path).unwrap());
-    let Some(_append_only) = Attribute::set(&path, "a") else {
+    let Some(_append_only) = Attribute::set(&path, 'a') else {
         return skipped("chattr +a takes root, and a file system that has it");
     };
 

@@ -7,9 +7,13 @@
 
 mod daemon;
 mod group;
+mod images;
+mod io;
 mod libvirt;
 mod machine;
+mod nbd;
 mod program;
+mod qemu;
 mod random;
 mod raw;
 mod systemd;
@@ -28,9 +32,13 @@ use fdstash::{Gift, Name, Pattern};
 pub use crate::{
     daemon::{Builder, Daemon},
     group::Group,
+    images::{Image, ImageFile},
+    io::{Ended, Io, Written},
     libvirt::{Host, domain},
-    machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
+    nbd::Nbd,
     program::{install_program, program, program_with_steps},
+    qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     systemd::{Systemd, install, uninstall},

@@ -84,30 +84,59 @@ impl Drop for Lease {
     }
 }
 
-/// A folder that is mounted once more over itself, so that nobody can write below it.
+/// Something mounted over a folder. It takes root, and the right to mount.
 #[derive(Debug)]
-pub struct ReadOnlyMount(PathBuf);
+pub struct Mount(PathBuf);
 
-impl ReadOnlyMount {
-    /// Mounts it; none, where this machine does not let us.
+impl Mount {
+    /// The folder once more over itself; none, where this machine does not let us.
     #[must_use]
-    pub fn over(folder: &Path) -> Option<Self> {
-        let mount = |args: &[&str]| {
-            let mounted =
-                Command::new("mount").args(args).arg(folder).stderr(Stdio::null()).status();
-            mounted.is_ok_and(|status| status.success())
-        };
-        let path = folder.to_str()?;
-        if !mount(&["--bind", path]) {
-            return None;
-        }
-        let mounted = Self(folder.to_owned());
-        mount(&["-o", "remount,bind,ro"]).then_some(mounted)
+    pub fn over_itself(folder: &Path) -> Option<Self> {
+        mount(&[Path::new("--bind"), folder, folder]).then(|| Self(folder.to_owned()))
+    }
+
+    /// A file system that has no O_DIRECT; none, where this machine does not let us.
+    #[must_use]
+    pub fn without_direct(folder: &Path) -> Option<Self> {
+        let ramfs = ["-t", "ramfs", "ramfs"].map(Path::new);
+        mount(&[&ramfs[..], &[folder]].concat()).then(|| Self(folder.to_owned()))
+    }
+
+    /// Lets nobody write below it from here on. What is open for writing there must be closed before.
+    #[must_use]
+    pub fn make_read_only(&self) -> bool {
+        mount(&[Path::new("-o"), Path::new("remount,bind,ro"), &self.0])
     }
 }
 
-impl Drop for ReadOnlyMount {
+fn mount(args: &[&Path]) -> bool {
+    let mounted = Command::new("mount").args(args).stderr(Stdio::null()).status();
+    mounted.is_ok_and(|status| status.success())
+}
+
+impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Sets an attribute of a file for as long as it lives.
+#[derive(Debug)]
+pub struct Attribute(PathBuf, char);
+
+impl Attribute {
+    /// Sets it; none, where the file system has none, or without root.
+    #[must_use]
+    pub fn set(path: &Path, attribute: char) -> Option<Self> {
+        let mut chattr = Command::new("chattr");
+        chattr.arg(format!("+{attribute}")).arg(path);
+        let done = chattr.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        done.then(|| Self(path.to_owned(), attribute))
+    }
+}
+
+impl Drop for Attribute {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg(format!("-{}", self.1)).arg(&self.0).status();
     }
 }

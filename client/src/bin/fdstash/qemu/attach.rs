@@ -22,7 +22,10 @@ use super::{
     vmdk,
     words::{self, Setting},
 };
-use crate::{Door, words::Switch};
+use crate::{
+    Door,
+    words::{Switch, plain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +38,8 @@ Examples:
 
 The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1, its
 file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1, disk0-extent2 and
-so on. A VMDK's descriptor is rewritten for QEMU, in memory. A device then refers to disk0:
+so on. A VMDK's descriptor is rewritten for QEMU, in memory, and what QEMU writes into it stays there:
+a new identifier of the content, with the first write. A device then refers to disk0:
   device_add virtio-blk-pci,drive=disk0
 QEMU gets an open file description of its own of each file, and what the stash keeps stays there. What
 fails is undone: then there is no node, and the stash is as it was.";
@@ -264,7 +268,7 @@ fn drive_add(
     let said = said.as_str().unwrap_or_default().trim();
     let node = name_of(options).to_owned();
     if !said.is_empty() {
-        let desc = said.trim_start_matches("Error: ").to_owned();
+        let desc = plain(said.trim_start_matches("Error: "));
         let (command, class) = ("drive_add".to_owned(), "GenericError".to_owned());
         return Err(Failure::Refused { command, class, desc })
             .context(format!("QEMU has not made node {node:?}"));
@@ -350,10 +354,20 @@ pub(super) fn settle(
     stash: &mut Client,
     reopenings: &[Reopening],
 ) -> anyhow::Result<()> {
-    let Err(first) = committed else { return Ok(()) };
-    let Err(error) = stash.reopen(reopenings) else { return Ok(()) };
-    Err(error).context(format!(
+    const AGAIN: usize = 3;
+    let Err(mut error) = committed else { return Ok(()) };
+    for _ in 0..AGAIN {
+        match stash.reopen(reopenings) {
+            Ok(_) => return Ok(()),
+            Err(again) => error = again,
+        }
+        if !matches!(error, fdstash::Error::ConnectionLost { .. }) {
+            break;
+        }
+    }
+    // In words, since what the library advises is for who has lost something.
+    Err(anyhow::anyhow!(
         "QEMU has the new descriptors and works with them, but the stash still keeps the files as they \
-         were before ({first}); `fdstash qemu reopen` of the node makes them agree"
+         were before: {error}; `fdstash qemu reopen` of the node makes them agree"
     ))
 }

@@ -9,25 +9,26 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use clap::Args;
 use fdstash::Name;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     nodes::{FileNode, Identity, Image, Layer, Mark, Options, Seen, Set},
     qmp::Monitor,
     words::{self, Setting},
 };
+use crate::Misuse;
 
 /// What must be said of such nodes.
 #[derive(Args, Default)]
 pub(super) struct Foreign {
-    /// Of an image that was not attached, but given to QEMU at its start: the entry that has a file
-    /// node's file (may be repeated)
+    /// The entry that has a file node's file (may be repeated): of an image that was not attached, but
+    /// given to QEMU at its start; of one that was attached all, not to take QEMU's word for it
     #[arg(long = "name", value_name = "NODE=NAME", value_parser = words::named)]
     names: Vec<(String, Name)>,
 
-    /// And an option that such a node has; without NODE, each file node. QEMU tells its driver, its
-    /// cache mode and detect-zeroes; what else it was made with must be said, or goes back to its
-    /// default.
+    /// An option that a node of an image has that was not attached; without NODE, each file node. QEMU
+    /// tells its driver, its cache mode and detect-zeroes; what else it was made with must be said, or
+    /// goes back to its default (may be repeated)
     #[arg(
         long = "option", value_name = "[NODE.]KEY=VALUE", value_parser = Setting::parse,
         requires = "names"
@@ -60,6 +61,30 @@ impl Foreign {
     /// Puts those options among a file node's that were said of it.
     pub(super) fn apply(&self, node: &str, nodes: &[&str], options: &mut Options) {
         words::apply(&self.settings, node, true, nodes, options);
+    }
+
+    /// Refuses to take QEMU's word for which entries an image has that was attached, where that is not
+    /// what was said.
+    ///
+    /// # Errors
+    ///
+    /// If an entry was not named, or options were: those are known.
+    pub(super) fn confirm(&self, image: &Image) -> anyhow::Result<()> {
+        if !self.settings.is_empty() {
+            return Err(Misuse("the image was attached, and its options are known").into());
+        }
+        for file in image.layers.iter().flat_map(|layer| &layer.files) {
+            let Some(entry) = &file.mark.entry else { continue };
+            let is_named =
+                self.names.iter().any(|(node, name)| (&**node, name) == (file.node(), entry));
+            ensure!(
+                is_named,
+                "QEMU says that node {:?} has the file of entry {:?}, and no --name does",
+                file.node(),
+                entry.as_str()
+            );
+        }
+        Ok(())
     }
 
     /// The image of the named nodes, below a topmost one.
@@ -127,10 +152,7 @@ pub(super) fn known(node: &Seen) -> Options {
     if node.all["detect_zeroes"] != "off" {
         options["detect-zeroes"] = node.all["detect_zeroes"].clone();
     }
-    match options {
-        Value::Object(options) => options,
-        _ => Options::new(),
-    }
+    options.as_object_mut().map(std::mem::take).unwrap_or_default()
 }
 
 /// The set that a node is opened from, and it alone.

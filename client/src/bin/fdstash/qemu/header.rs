@@ -125,3 +125,76 @@ fn parse_qcow2(bytes: &[u8]) -> Option<Qcow2> {
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsFd, process::Command};
+
+    use super::*;
+
+    #[test]
+    fn what_qemu_img_writes_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = |name: &str, arguments: &str| {
+            let path = folder.path().join(name);
+            let made = Command::new("qemu-img")
+                .args(["create", "-q"])
+                .args(arguments.split(' '))
+                .arg(&path)
+                .arg("1M")
+                .current_dir(folder.path())
+                .status();
+            assert!(made.expect("qemu-img can be run").success(), "{arguments}");
+            File::open(path).unwrap()
+        };
+
+        let base = made("base", "-f qcow2");
+        let over = made("over", "-f qcow2 -b base -F qcow2");
+        let old = made("old", "-f qcow2 -o compat=0.10 -b base -F qcow2");
+        let data = made("data", "-f qcow2 -o data_file=data.raw,data_file_raw=on");
+        let flat = made("flat", "-f vmdk -o subformat=twoGbMaxExtentFlat");
+        let sparse = made("sparse", "-f vmdk -b flat -F vmdk");
+
+        let told = |file: &File| qcow2(file.as_fd()).unwrap();
+        let named = |name: &str| Qcow2 { backing: Some(name.to_owned()), has_data_file: false };
+        assert_eq!(told(&base), Qcow2 { backing: None, has_data_file: false });
+        assert_eq!(told(&over), named("base"));
+        assert_eq!(told(&old), named("base"));
+        assert_eq!(told(&data), Qcow2 { backing: None, has_data_file: true });
+        assert!(qcow2(flat.as_fd()).is_err());
+        let flat = vmdk(flat.as_fd()).unwrap();
+        assert!(flat.is_alone);
+        assert_eq!(super::super::vmdk::extents(&flat.text).unwrap(), ["flat-f001"]);
+        let sparse = vmdk(sparse.as_fd()).unwrap();
+        assert!(!sparse.is_alone);
+        assert_eq!(super::super::vmdk::parent(&sparse.text).as_deref(), Some("flat"));
+        assert!(vmdk(base.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_name_that_lies_further_on_is_one_all_the_same() {
+        let mut header = vec![0; 512];
+        header[..4].copy_from_slice(QCOW2);
+        header[7] = 3;
+        header[8..16].copy_from_slice(&70_000u64.to_be_bytes());
+        header[16..20].copy_from_slice(&9u32.to_be_bytes());
+
+        assert_eq!(parse_qcow2(&header).unwrap().backing.as_deref(), Some("?"));
+        assert_eq!(parse_qcow2(&header[..70]), None);
+        assert_eq!(parse_qcow2(b""), None);
+    }
+
+    #[test]
+    fn a_range_is_read_that_begins_within_a_block_and_ends_with_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..10_000u32).map(|at| at.to_le_bytes()[0]).collect();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+
+        for (offset, size) in [(0, 10), (512, 9000), (4096, 4096), (9999, 50), (20_000, 5)] {
+            let end = bytes.len().min(offset + size);
+            let expected = bytes.get(offset..end).unwrap_or_default();
+            let read = read_range(file.as_fd(), offset as u64, size as u64).unwrap();
+            assert_eq!(read, expected, "{offset} {size}");
+        }
+    }
+}

@@ -83,10 +83,10 @@ impl Disk {
             let mut options =
                 before.map_or_else(|| file.options(storage, node), |mark| mark.options.clone());
             foreign.apply(&storage.node, &all, &mut options);
-            let said = foreign.name_of(&storage.node);
-            let entry = said.or(before.and_then(|mark| mark.entry.as_ref())).cloned();
             let mark = Mark {
-                entry: entry.or_else(|| file.entry()),
+                // libvirt has it from whoever manages the domain. What QEMU says is not taken: it would
+                // have itself given whatever it names.
+                entry: foreign.name_of(&storage.node).cloned().or_else(|| file.entry()),
                 file: behind(monitor, set, storage)?,
                 options,
                 image: nodes[0].clone(),

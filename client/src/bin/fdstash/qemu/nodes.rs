@@ -58,11 +58,8 @@ impl Mark {
         let file = mark["file"][0].as_u64().zip(mark["file"][1].as_u64());
         let image = mark["image"].as_str()?.to_owned();
         let of = mark["of"].as_str()?.to_owned();
-        let Value::Object(options) = mark["options"].take() else { return None };
-        let format = match mark["format"].take() {
-            Value::Object(format) => Some(format),
-            _ => None,
-        };
+        let mut taken = |key: &str| mark[key].as_object_mut().map(std::mem::take);
+        let (options, format) = (taken("options")?, taken("format"));
         Some(Self { entry, file, options, image, of, format })
     }
 
@@ -335,5 +332,61 @@ impl Image {
             format.into_iter().chain(files).collect::<Vec<_>>()
         };
         self.layers.iter().flat_map(layer).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let options = |value: Value| value.as_object().cloned().unwrap();
+        let file = options(json!({ "node-name": "disk0-file", "cache": { "direct": true } }));
+        let mark = Mark {
+            entry: Some(Name::new("vm7/\"disk0\"").unwrap()),
+            file: Some((u64::MAX, 7)),
+            options: file,
+            image: "disk0".into(),
+            of: "disk0".into(),
+            format: Some(options(json!({ "driver": "qcow2", "backing": null }))),
+        };
+        let bare = Mark { entry: None, file: None, format: None, ..mark.clone() };
+
+        for mark in [mark, bare] {
+            assert_eq!(Mark::from_text(&mark.to_text()), Some(mark));
+        }
+        for others in
+            ["", "disk", "{}", "{\"fdstash\":{}}", "{\"fdstash\":{\"name\":\":\"}}", "[1]"]
+        {
+            assert_eq!(Mark::from_text(others), None, "{others}");
+        }
+    }
+
+    #[test]
+    fn of_a_set_that_was_left_in_the_middle_the_newest_with_the_nodes_flags_is_in_force() {
+        let member = |number, direct, read_only| {
+            let options = json!({
+                "node-name": "f", "read-only": read_only, "cache": { "direct": direct },
+            });
+            let mark = json!({ "options": options, "image": "d", "of": "d" });
+            let opaque = json!({ "fdstash": mark }).to_string();
+            Member { number, mark: Mark::from_text(&opaque) }
+        };
+        let others = Member { number: 9, mark: None };
+        let members =
+            vec![member(3, false, false), member(4, true, false), member(5, true, false), others];
+        let set = Set { id: 1, members };
+        let node = |direct: bool, read_only: bool| {
+            Seen::new(json!({ "node-name": "f", "ro": read_only, "cache": { "direct": direct } }))
+        };
+
+        let in_force = |direct, read_only| {
+            set.in_force(&node(direct, read_only)).map(|(member, _)| member.number)
+        };
+
+        assert_eq!(in_force(false, false), Some(3));
+        assert_eq!(in_force(true, false), Some(5));
+        assert_eq!(in_force(true, true), None);
     }
 }

@@ -16,6 +16,7 @@ use fdstash_proto::socket;
 use serde_json::{Value, json};
 
 use super::nodes::Identity;
+use crate::words::plain;
 
 /// More than any answer: what is longer comes from no QEMU.
 const LONGEST_LINE: usize = 64 << 20;
@@ -73,19 +74,17 @@ impl Failure {
 
     pub(crate) fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
         let command = command.to_owned();
-        match why.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Self::Unanswered { command, limit }
-            }
-            _ => Self::Lost { command, why },
+        if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            return Self::Unanswered { command, limit };
         }
+        Self::Lost { command, why }
     }
 }
 
 /// What a command comes to, by QEMU's answer to it.
 pub(crate) fn result_of(command: &str, mut answer: Value) -> anyhow::Result<Value> {
     if let Some(error) = answer.get("error") {
-        let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        let text = |key: &str| plain(error[key].as_str().unwrap_or_default());
         let (class, desc) = (text("class"), text("desc"));
         return Err(Failure::Refused { command: command.to_owned(), class, desc }.into());
     }
@@ -198,5 +197,121 @@ impl Monitor for Qmp {
         let is_qemu = fs::read_to_string(format!("{process}/comm")).ok()?.starts_with("qemu");
         let file = fs::metadata(format!("{process}/fd/{number}")).ok().filter(|_| is_qemu)?;
         Some((file.dev(), file.ino()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        os::fd::AsFd,
+        process::{Child, Command, Stdio},
+        thread,
+    };
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+
+    /// A QEMU without a machine, killed when it is dropped.
+    struct Qemu {
+        process: Child,
+        folder: tempfile::TempDir,
+    }
+
+    impl Qemu {
+        /// Starts one; none, where there is none.
+        fn start() -> Option<Self> {
+            let folder = tempfile::tempdir().unwrap();
+            let monitor =
+                format!("unix:{},server=on,wait=off", folder.path().join("qmp").display());
+            let process = Command::new("qemu-system-x86_64")
+                .args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", &monitor])
+                .stdin(Stdio::null())
+                .spawn();
+            let Ok(process) = process else {
+                println!("skipped: there is no qemu-system-x86_64");
+                return None;
+            };
+            let qemu = Self { process, folder };
+            // While it starts, QEMU 7.2 can die of a connection that ends before it has greeted.
+            let deadline = Instant::now() + LONG;
+            while qemu.connect(LONG).is_err() {
+                assert!(Instant::now() < deadline, "QEMU does not listen");
+                thread::sleep(Duration::from_millis(2));
+            }
+            Some(qemu)
+        }
+
+        fn connect(&self, limit: Duration) -> anyhow::Result<Qmp> {
+            Qmp::connect(&self.folder.path().join("qmp"), limit)
+        }
+
+        fn signal(&self, signal: Signal) {
+            kill_process(Pid::from_child(&self.process), signal).unwrap();
+        }
+    }
+
+    impl Drop for Qemu {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    #[test]
+    fn answers_are_told_from_events_and_refusals_in_qemus_words() {
+        let Some(qemu) = Qemu::start() else { return };
+        let mut qmp = qemu.connect(LONG).unwrap();
+
+        // Each brings an event before its answer.
+        for command in ["stop", "cont", "stop"] {
+            assert_eq!(qmp.execute(command, json!({}), None).unwrap(), json!({}));
+        }
+        let status = qmp.execute("query-status", json!({}), None).unwrap();
+        assert_eq!(status["status"], "paused");
+        let refused = qmp.execute("blockdev-del", json!({ "node-name": "x" }), None).unwrap_err();
+        let told =
+            "QEMU refuses blockdev-del: Failed to find node with node-name='x' (GenericError)";
+        assert_eq!(refused.to_string(), told);
+        assert!(!Failure::leaves_open(&refused));
+    }
+
+    #[test]
+    fn a_descriptor_goes_with_its_command_and_is_the_same_file() {
+        let Some(qemu) = Qemu::start() else { return };
+        let mut qmp = qemu.connect(LONG).unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+
+        let added = qmp.execute("add-fd", json!({ "opaque": "x" }), Some(file.as_fd())).unwrap();
+
+        let metadata = file.metadata().unwrap();
+        let behind = qmp.file_behind(added["fd"].as_i64().unwrap());
+        assert_eq!(behind, Some((metadata.dev(), metadata.ino())));
+        assert!(qmp.execute("add-fd", json!({}), None).is_err(), "none has come with it");
+    }
+
+    #[test]
+    fn a_qemu_that_does_not_answer_in_time_is_told_and_its_late_answer_skipped() {
+        let Some(qemu) = Qemu::start() else { return };
+        let mut qmp = qemu.connect(LONG).unwrap();
+        qmp.limit = SHORT;
+
+        qemu.signal(Signal::STOP);
+        let unanswered = qmp.execute("stop", json!({}), None).unwrap_err();
+        assert!(Failure::leaves_open(&unanswered));
+        assert!(unanswered.to_string().contains("has not answered stop within 200ms"));
+        qemu.signal(Signal::CONT);
+        qmp.limit = LONG;
+        assert_eq!(qmp.execute("query-status", json!({}), None).unwrap()["status"], "paused");
+
+        let other = qemu.connect(SHORT).err().map(|error| format!("{error:#}"));
+        assert!(other.unwrap().contains("it speaks with one client at a time"));
+        drop(qemu);
+        let lost = qmp.execute("query-status", json!({}), None).unwrap_err();
+        assert!(Failure::leaves_open(&lost) && lost.to_string().contains("was lost"), "{lost}");
     }
 }

@@ -36,7 +36,11 @@ use super::{
     nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
 };
-use crate::{Door, Misuse, table::Table, words::Switch};
+use crate::{
+    Door,
+    table::Table,
+    words::{Switch, plain},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +49,17 @@ Examples:
   fdstash qemu reopen --libvirt qemu:///system --domain vm7 --disk vda --direct on
 
 All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it had, and
-the stash is as it was.";
+the stash is as it was.
+
+Of nodes that QEMU was started with, and not those of `fdstash qemu attach`, it must be said which entry
+has which file, and once what options they have:
+  fdstash take vm7-disk0 --copy --fresh --fd 3 -- qemu-system-x86_64 \\
+      -qmp unix:/run/vm7.qmp,server=on,wait=off -add-fd fd=3,set=1,opaque=vm7-disk0 \\
+      -blockdev driver=file,node-name=disk0-file,filename=/dev/fdset/1,aio=threads \\
+      -blockdev driver=qcow2,node-name=disk0,file=disk0-file
+  fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on \\
+      --name disk0-file=vm7-disk0 --option aio=threads
+QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for each.";
 
 /// Have QEMU go over to newly opened files of an image, while its guest runs
 #[derive(Args)]
@@ -81,8 +95,8 @@ struct Swap {
     took: Duration,
     /// What it has changed beyond that, and could not take back.
     wrong: Option<String>,
-    /// The descriptors that it has used before, as a set's number and QEMU's of it.
-    old: Vec<(i64, i64)>,
+    /// The descriptors that it has used before.
+    old: Vec<Place>,
 }
 
 impl Reopen {
@@ -118,14 +132,12 @@ impl Reopen {
         let (node, mut image) = self.place.find(monitor, &self.foreign, &sets, &seen)?;
         if is_of_libvirt {
             check_entries(&image)?;
-        }
-        if self.foreign.is_some() && !is_of_libvirt {
-            if !image.layers.is_empty() {
-                return Err(
-                    Misuse("the image is known, and --name and --option are not for it").into()
-                );
+        } else if self.foreign.is_some() {
+            if image.layers.is_empty() {
+                image = self.foreign.image(&node, monitor, &sets, &seen)?;
+            } else {
+                self.foreign.confirm(&image)?;
             }
-            image = self.foreign.image(&node, monitor, &sets, &seen)?;
         }
         anyhow::ensure!(
             !image.layers.is_empty(),
@@ -145,7 +157,7 @@ impl Reopen {
         let mut table = Table::new(&["NODE", "NAME", "WAS", "IS"]);
         for step in &plan.steps {
             let entry = step.entry().map(Name::to_string).unwrap_or_default();
-            table.push([step.file.node().to_owned(), entry, step.was.words(), step.is.words()]);
+            table.push([plain(step.file.node()), entry, step.was.words(), step.is.words()]);
         }
         table.write(&mut out, None)?;
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
@@ -189,7 +201,7 @@ fn go_over(
     monitor: &mut dyn Monitor,
     plan: &Plan,
     handed: Vec<Handed<OwnedFd>>,
-    added: &mut Vec<(i64, i64)>,
+    added: &mut Vec<Place>,
 ) -> anyhow::Result<Swap> {
     let (sets, before) = (sets(monitor)?, nodes(monitor)?);
     for step in &plan.steps {
@@ -197,36 +209,62 @@ fn go_over(
             before.get(step.file.node()).is_some_and(|node| Flags::of(node) == step.was);
         anyhow::ensure!(is_as_planned, "node {:?} has changed meanwhile", step.file.node());
     }
-    let old = tidy(monitor, plan, &sets, &before)?;
-    for ((step, _), Handed { name, fd }) in plan.kept().zip(handed) {
-        let stat = fstat(&fd)?;
-        anyhow::ensure!(
-            step.mark.file.is_none_or(|file| file == (stat.st_dev, stat.st_ino)),
-            "entry {:?} has another file than node {:?} was opened from, and a guest must not go on \
-             in another file",
-            name.as_str(),
-            step.file.node()
-        );
-        let mark = Mark { file: Some((stat.st_dev, stat.st_ino)), ..step.mark.clone() };
-        added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
-    }
+    let (old, over) = leftovers(plan, &sets, &before);
+    let stuck = tidy(monitor, &over)?;
+    add_new(monitor, plan, handed, added)?;
+    let options = plan.options();
     let began = Instant::now();
-    monitor.execute("blockdev-reopen", json!({ "options": plan.options() }), None)?;
+    if !options.is_empty() {
+        let went = monitor.execute("blockdev-reopen", json!({ "options": options }), None);
+        went.map_err(|error| with_locks(error, stuck))?;
+    }
     let took = began.elapsed();
     let wrong = check(monitor, plan, &before)?;
     Ok(Swap { took, wrong, old })
 }
 
-/// Takes out what a reopen has left behind that was cut off, and tells what is left. A node has a
-/// duplicate of its own of what it was opened from, but a lock on what is left over would be in the way
-/// of whoever writes.
-fn tidy(
+/// Puts the new descriptors beside the old ones.
+fn add_new(
     monitor: &mut dyn Monitor,
     plan: &Plan,
-    sets: &[Set],
-    seen: &BTreeMap<String, Seen>,
-) -> anyhow::Result<Vec<(i64, i64)>> {
-    let mut left = Vec::new();
+    handed: Vec<Handed<OwnedFd>>,
+    added: &mut Vec<Place>,
+) -> anyhow::Result<()> {
+    for ((step, _), Handed { name, fd }) in plan.kept().zip(handed) {
+        let stat = fstat(&fd)?;
+        anyhow::ensure!(
+            step.mark.file.is_none_or(|file| file == (stat.st_dev, stat.st_ino)),
+            "entry {:?} has another file now than node {:?} was opened from, and a guest must not go on \
+             in another file",
+            name.as_str(),
+            step.file.node()
+        );
+        if step.changes() {
+            let mark = Mark { file: Some((stat.st_dev, stat.st_ino)), ..step.mark.clone() };
+            added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
+        }
+    }
+    Ok(())
+}
+
+/// Says of descriptors that could not be taken out that their locks may be why.
+fn with_locks(error: anyhow::Error, stuck: usize) -> anyhow::Error {
+    if stuck == 0 {
+        return error;
+    }
+    error.context(format!(
+        "this QEMU closes no descriptor until the guest runs, and {stuck} that were taken out of its \
+         sets keep their locks"
+    ))
+}
+
+/// A descriptor in QEMU: its set, and QEMU's number of it.
+type Place = (i64, i64);
+
+/// What is in the sets: what nodes that are to change have been opened from, and what a reopen has left
+/// behind that was cut off, before or after they went over.
+fn leftovers(plan: &Plan, sets: &[Set], seen: &BTreeMap<String, Seen>) -> (Vec<Place>, Vec<Place>) {
+    let (mut used, mut over) = (Vec::new(), Vec::new());
     for (step, _) in plan.kept() {
         let Some(set) = sets.iter().find(|set| set.id == step.file.set) else { continue };
         let in_force = seen.get(step.file.node()).and_then(|node| set.in_force(node));
@@ -234,14 +272,33 @@ fn tidy(
             // What bears no mark of ours somebody else has put there.
             let is_over = member.mark.is_some()
                 && in_force.is_some_and(|(in_force, _)| in_force.number != member.number);
+            let place = (set.id, member.number);
             if is_over {
-                remove_fd(monitor, set.id, member.number)?;
-            } else {
-                left.push((set.id, member.number));
+                over.push(place);
+            } else if step.changes() {
+                used.push(place);
             }
         }
     }
-    Ok(left)
+    (used, over)
+}
+
+/// Takes out what is left over, and tells how many of them stay all the same. No node misses one, since
+/// it has a duplicate of its own of what it was opened from; but their locks are in the way of whoever is
+/// to write.
+fn tidy(monitor: &mut dyn Monitor, over: &[Place]) -> anyhow::Result<usize> {
+    for &(set, number) in over {
+        remove_fd(monitor, set, number)?;
+    }
+    if over.is_empty() {
+        return Ok(0);
+    }
+    let left = sets(monitor)?;
+    let is_left = |&&(id, number): &&Place| {
+        let set = left.iter().find(|set| set.id == id);
+        set.is_some_and(|set| set.members.iter().any(|member| member.number == number))
+    };
+    Ok(over.iter().filter(is_left).count())
 }
 
 /// Whether the nodes are as was asked, and nothing else has changed. If not, they go back, and that is
@@ -277,7 +334,7 @@ fn check(
 }
 
 /// Takes out the new descriptors where QEMU has not gone over to them, and tells how things stand.
-fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Error) -> &'static str {
+fn take_back(monitor: &mut dyn Monitor, added: &[Place], why: &anyhow::Error) -> &'static str {
     if Failure::leaves_open(why) {
         return "QEMU has the old and the new descriptors and works with either; `fdstash qemu status` \
                 tells which, and the next reopen removes the others. The stash is as it was";
@@ -292,7 +349,7 @@ fn take_back(monitor: &mut dyn Monitor, added: &[(i64, i64)], why: &anyhow::Erro
 }
 
 /// Takes out what QEMU no longer uses. What cannot be taken out the next reopen tries again.
-fn remove_old(monitor: &mut dyn Monitor, old: &[(i64, i64)]) {
+fn remove_old(monitor: &mut dyn Monitor, old: &[Place]) {
     for &(set, number) in old {
         if let Err(error) = remove_fd(monitor, set, number) {
             crate::complain(format_args!("an old descriptor stays in set {set}: {error:#}"));

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Door,
     table::{Table, terminal_width},
-    words::flags,
+    words::{flags, plain},
 };
 
 const EXAMPLES: &str = "\
@@ -82,7 +82,7 @@ impl Status {
         lines.iter().for_each(|line| table.push(line.cells()));
         table.write(&mut out, terminal_width())?;
         for drift in drifts {
-            writeln!(out, "{drift}")?;
+            writeln!(out, "{}", plain(&drift))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -140,8 +140,8 @@ impl Line<'_> {
             if others.is_empty() { own } else { format!("{own}, {others}") }
         });
         [
-            self.file.node().to_owned(),
-            self.format.clone(),
+            plain(self.file.node()),
+            plain(&self.format),
             self.name().unwrap_or_default().to_owned(),
             self.file.set.to_string(),
             has.unwrap_or_default(),

@@ -11,6 +11,9 @@ use rustix::{
 /// As much of a name as QEMU reads.
 const LONGEST_NAME: usize = 511;
 
+/// The types of extents that QEMU reads. It leaves out what has another.
+const TYPES: [&str; 5] = ["FLAT", "SPARSE", "VMFS", "VMFSSPARSE", "SESPARSE"];
+
 /// A line that names an extent, taken apart: `RW 4194304 FLAT "disk-f001.vmdk" 0`.
 #[derive(Debug, PartialEq, Eq)]
 struct ExtentLine {
@@ -113,8 +116,12 @@ fn extent_line(text: &[u8], range: Range<usize>) -> anyhow::Result<Option<Extent
     let length = rest.iter().position(|&byte| byte == b'"').context("its quote does not end")?;
     let before = String::from_utf8_lossy(&line[..first]).into_owned();
     let before: Vec<&str> = before.split_ascii_whitespace().collect();
-    let is_counted = before.len() == 3 && before[1].parse::<u64>().is_ok();
-    ensure!(is_counted, "before its name do not stand access, sectors and type");
+    let [_, sectors, kind] = before[..] else {
+        bail!("before its name do not stand access, sectors and type");
+    };
+    let has_sectors = sectors.parse::<u64>().is_ok_and(|sectors| sectors > 0);
+    ensure!(has_sectors, "it has no number of sectors");
+    ensure!(TYPES.contains(&kind), "QEMU would leave out what has the type {kind:?}");
     ensure!((1..=LONGEST_NAME).contains(&length), "QEMU reads names of 1 to {LONGEST_NAME} bytes");
     let behind = String::from_utf8_lossy(&rest[length + 1..]).into_owned();
     let is_offset = |word: &str| word.parse::<u64>().is_ok();
@@ -126,10 +133,12 @@ fn extent_line(text: &[u8], range: Range<usize>) -> anyhow::Result<Option<Extent
     Ok(Some(ExtentLine { access, name: Some(start..start + length) }))
 }
 
-/// The lines of a text, without what ends them.
+/// The lines of a text, without what ends them. It ends before its first zero, as it does for QEMU,
+/// which fills it up with zeroes.
 fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
-    text.split_inclusive(|&byte| byte == b'\n').map(move |line| {
+    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    text[..end].split_inclusive(|&byte| byte == b'\n').map(move |line| {
         let range = start..start + line.strip_suffix(b"\n").unwrap_or(line).len();
         start += line.len();
         range
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_names_of_the_extents_are_read_in_their_order() {
-        let table: [(&str, &[&str]); 5] = [
+        let table: [(&str, &[&str]); 6] = [
             (
                 "RW 4194304 FLAT \"v-f001.vmdk\" 0\nRW 2 FLAT \"v f002.vmdk\" 0\n",
                 &["v-f001.vmdk", "v f002.vmdk"],
@@ -152,6 +161,7 @@ mod tests {
             ("# RW 1 FLAT \"no\" 0\r\n\tRW 1 SPARSE \"a=b,c\"\r\n", &["a=b,c"]),
             ("RW 9 VMFS \"ä.vmdk\"", &["ä.vmdk"]),
             ("RWX 1 FLAT \"x\" 0\nddb.x = \"RW\"\n", &[]),
+            ("RW 1 FLAT \"a\" 0\n\0\0\nRW 1 FLAT \"b\" 0\n", &["a"]),
             ("", &[]),
         ];
 
@@ -167,7 +177,9 @@ mod tests {
             ("RW 1 FLAT \"a\"b\" 0", "neither an offset nor nothing"),
             ("RW 1 FLAT \"a\"0", "neither an offset nor nothing"),
             ("RW 1 \"a\" 0", "access, sectors and type"),
-            ("RW x FLAT \"a\" 0", "access, sectors and type"),
+            ("RW x FLAT \"a\" 0", "no number of sectors"),
+            ("RW 0 FLAT \"a\" 0", "no number of sectors"),
+            ("RW 1 VMFSRDM \"a\" 0", "leave out"),
             ("RW 1 FLAT \"\" 0", "names of 1 to 511 bytes"),
             ("RDONLY 1 FLAT \"a\" 0", "is not RW"),
             ("RW 1 ZERO", "has no file"),

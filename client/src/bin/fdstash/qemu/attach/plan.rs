@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use fdstash::{Access, Handed, Name, Reopening, blocking::Transaction};
 use rustix::fs::{FileType, fstat};
@@ -54,11 +54,14 @@ impl File {
     fn new(handed: Handed<OwnedFd>) -> anyhow::Result<Self> {
         let Handed { name: entry, fd } = handed;
         let stat = fstat(&fd)?;
-        let driver = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => "file",
-            FileType::BlockDevice => "host_device",
-            other => bail!("entry {:?} is no file and no block device: {other:?}", entry.as_str()),
-        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_block_device = kind == FileType::BlockDevice;
+        ensure!(
+            is_block_device || kind == FileType::RegularFile,
+            "entry {:?} is no file and no block device: {kind:?}",
+            entry.as_str()
+        );
+        let driver = if is_block_device { "host_device" } else { "file" };
         Ok(Self { entry, fd, identity: (stat.st_dev, stat.st_ino), driver })
     }
 }

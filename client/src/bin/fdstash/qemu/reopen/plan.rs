@@ -58,6 +58,12 @@ impl Step {
         self.mark.entry.as_ref()
     }
 
+    /// Whether QEMU has to do anything. A read-only node that is reopened as it was keeps its old
+    /// descriptor at the next reopen too, whatever that asks for and QEMU then says of it.
+    pub(super) fn changes(&self) -> bool {
+        self.was != self.is
+    }
+
     pub(super) fn to_json(&self) -> Value {
         json!({
             "node": self.file.node(),
@@ -87,6 +93,11 @@ impl Plan {
         self.steps.iter().filter_map(|step| Some((step, step.entry()?)))
     }
 
+    fn changing(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| step.changes())
+    }
+
+    /// Of every file, also where QEMU has it as it is to be: what the stash keeps may differ.
     pub(super) fn reopenings(&self) -> Vec<Reopening> {
         let opening =
             |(step, entry): (&Step, &Name)| opening(entry, step.is.direct, step.is.read_only);
@@ -96,13 +107,13 @@ impl Plan {
     /// What `blockdev-reopen` is told. A format node that changes does so in the same call as its
     /// files: neither can be written alone.
     pub(super) fn options(&self) -> Vec<Value> {
-        let files = self.steps.iter().map(|step| step.options(step.is));
+        let files = self.changing().map(|step| step.options(step.is));
         files.chain(self.formats.iter().map(|(_, is)| Value::from(is.clone()))).collect()
     }
 
     /// What undoes that.
     pub(super) fn old_options(&self) -> Vec<Value> {
-        let files = self.steps.iter().map(|step| step.options(step.was));
+        let files = self.changing().map(|step| step.options(step.was));
         files.chain(self.formats.iter().map(|(was, _)| Value::from(was.clone()))).collect()
     }
 }
@@ -123,7 +134,7 @@ impl Reopen {
                 let node = node.with_context(|| format!("QEMU has no node {:?}", file.node()))?;
                 let step = self.step(file, node, turns, format.as_ref().map(|(_, is)| is));
                 // A VMDK descriptor that lies in memory is opened anew only where it must be.
-                if step.entry().is_some() || step.was != step.is {
+                if step.entry().is_some() || step.changes() {
                     plan.steps.push(step);
                 }
             }
