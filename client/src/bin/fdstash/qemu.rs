@@ -93,7 +93,7 @@ struct Target {
 
 /// The same, or which disk of which domain of libvirt's.
 #[derive(Args)]
-struct Place {
+struct Site {
     /// The socket of QEMU's QMP monitor
     #[arg(long, value_name = "SOCKET", requires = "node", required_unless_present = "uri")]
     qmp: Option<PathBuf>,
@@ -110,7 +110,7 @@ struct Place {
     limit: Duration,
 }
 
-impl Place {
+impl Site {
     fn monitor(&self) -> anyhow::Result<Box<dyn Monitor>> {
         match (&self.disk, &self.qmp) {
             (Some(disk), _) => Ok(Box::new(disk.monitor(self.limit)?)),

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 pub(super) use self::plan::Flags;
 use self::plan::{Plan, Step};
 use super::{
-    ATTEMPTS, Place,
+    ATTEMPTS, Site,
     attach::settle,
     foreign::Foreign,
     is_undone,
@@ -37,7 +37,7 @@ use super::{
     qmp::{Failure, Monitor},
 };
 use crate::{
-    Door,
+    Door, Misuse,
     table::Table,
     words::{Switch, plain},
 };
@@ -66,7 +66,7 @@ QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for ea
 #[command(after_help = EXAMPLES)]
 pub(super) struct Reopen {
     #[command(flatten)]
-    place: Place,
+    site: Site,
 
     /// Past the host's page cache, or through it [default: as it is]
     #[arg(long)]
@@ -101,7 +101,7 @@ struct Swap {
 
 impl Reopen {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.place.monitor()?;
+        let mut monitor = self.site.monitor()?;
         let mut stash = door.connect()?;
         let mut attempts = ATTEMPTS;
         let plan = self.look(&mut *monitor)?;
@@ -124,12 +124,12 @@ impl Reopen {
 
     /// Finds the image, and plans what is to change.
     fn look(&self, monitor: &mut dyn Monitor) -> anyhow::Result<Plan> {
-        let is_of_libvirt = self.place.disk.is_some();
+        let is_of_libvirt = self.site.disk.is_some();
         if is_of_libvirt && self.read_only.is_some() {
             return Err(Misuse("whether a disk is read-only is for libvirt to say").into());
         }
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
-        let (node, mut image) = self.place.find(monitor, &self.foreign, &sets, &seen)?;
+        let (node, mut image) = self.site.find(monitor, &self.foreign, &sets, &seen)?;
         if is_of_libvirt {
             check_entries(&image)?;
         } else if self.foreign.is_some() {

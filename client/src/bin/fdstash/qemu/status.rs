@@ -11,7 +11,7 @@ use fdstash::{Access, Entry, Flags, Name, Pattern};
 use serde_json::{Value, json};
 
 use super::{
-    Place,
+    Site,
     foreign::Foreign,
     nodes::{FileNode, Image, Seen, Set, nodes, sets},
     reopen,
@@ -36,7 +36,7 @@ off; the next one removes them.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {
     #[command(flatten)]
-    place: Place,
+    site: Site,
 
     /// Write it as one JSON object
     #[arg(long)]
@@ -54,11 +54,11 @@ struct Line<'a> {
 
 impl Status {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.place.monitor()?;
+        let mut monitor = self.site.monitor()?;
         let mut stash = door.connect()?;
         let entries = stash.list(&Pattern::new("*")?)?;
         let (sets, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
-        let (node, image) = self.place.find(&*monitor, &Foreign::default(), &sets, &seen)?;
+        let (node, image) = self.site.find(&*monitor, &Foreign::default(), &sets, &seen)?;
         let strays = Image::strays(&node, &sets, &seen);
         anyhow::ensure!(
             !image.layers.is_empty() || !strays.is_empty(),
