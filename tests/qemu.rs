@@ -4,6 +4,7 @@ use std::{
     env,
     fs::{self, File},
     io::{BufRead, BufReader},
+    net::Shutdown,
     os::unix::{
         fs::{MetadataExt, OpenOptionsExt},
         net::UnixStream,
@@ -159,6 +160,9 @@ fn execute(socket: &UnixStream, command: &str, arguments: Value, fds: &[File]) -
         }
     });
     let [_, answer] = answers;
+    // QEMU 7.2 can hang, or die, of a connection that begins while it still handles the end of another.
+    socket.shutdown(Shutdown::Write).expect("a connection can be ended");
+    lines.by_ref().for_each(drop);
     answer
 }
 
