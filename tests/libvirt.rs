@@ -149,6 +149,26 @@ fn a_domain_that_is_not_there_or_has_ended_is_told() {
 }
 
 #[test]
+fn a_qemu_that_does_not_answer_is_not_waited_for() {
+    let Some(host) = Host::start() else { return };
+    keep_images_without_names(&host);
+    host.define("vm7", DISK);
+    host.start_domain("vm7", ENTRIES);
+    host.export("vm7");
+    let qemu = host.process("vm7");
+
+    kill_process(qemu, Signal::STOP).unwrap();
+    let unanswered =
+        host.fails(host.qemu("reopen", "vm7").args(["--direct", "on", "--limit", "1"]));
+    kill_process(qemu, Signal::CONT).unwrap();
+
+    assert!(unanswered.contains("QEMU has not answered query-fdsets within 1s"), "{unanswered}");
+    host.reads(0, MIB, 0xab);
+    host.works(host.qemu("reopen", "vm7").args(["--direct", "on"]));
+    host.reads(0, MIB, 0xab);
+}
+
+#[test]
 fn a_chain_that_is_cut_in_the_description_is_told_by_the_status() {
     let Some(host) = Host::start() else { return };
     keep_images_without_names(&host);
