@@ -225,6 +225,33 @@ fn a_group_may_be_called_otherwise_than_the_entry() {
 }
 
 #[test]
+fn a_disk_keeps_the_options_that_libvirt_has_given_it() {
+    let Some(host) = Host::start() else { return };
+    keep_images_without_names(&host);
+    let disk = DISK.replace("type='qcow2'/>", "type='qcow2' cache='none' io='native'/>");
+    host.define("vm7", &disk);
+    host.works(host.fdstash("reopen").args(["vm7-disk0", "vm7-base", "--direct", "on"]));
+    host.start_domain("vm7", ENTRIES);
+    host.export("vm7");
+
+    for word in ["off", "on"] {
+        host.works(host.qemu("reopen", "vm7").args(["--direct", word, "--chain"]));
+        // QEMU does not tell them of a node, but would not have taken another aio.
+        let sets = host.monitor("vm7", &json!({ "execute": "query-fdsets" })).to_string();
+        let given = |option: &str| sets.matches(option).count();
+        assert_eq!(given(r#"\"aio\":\"native\""#), 2, "{sets}");
+        assert_eq!(given(r#"\"discard\":\"unmap\""#), 2, "{sets}");
+        host.reads(0, MIB, 0xab);
+    }
+    let other = ["--name", "libvirt-1-storage=vm7-disk0", "--option", "aio=threads"];
+    let refused = host.fails(host.qemu("reopen", "vm7").args(["--direct", "off"]).args(other));
+
+    assert!(refused.contains("Cannot change the option 'aio'"), "{refused}");
+    let status = host.json(host.qemu("status", "vm7").arg("--json"));
+    assert_eq!(status["drifts"], json!([]), "{status}");
+}
+
+#[test]
 fn a_disk_that_libvirt_has_opened_itself_is_refused() {
     let Some(host) = Host::start() else { return };
     let image = host.path("own.raw");

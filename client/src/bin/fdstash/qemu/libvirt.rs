@@ -48,7 +48,7 @@ impl Disk {
     ///
     /// If libvirt knows no such domain.
     pub(super) fn monitor(&self, limit: Duration) -> anyhow::Result<Virsh> {
-        Virsh::new(&self.uri, &self.domain, limit)
+        Virsh::new(&self.uri, &self.domain, limit).find()
     }
 
     /// The image, and the name of its topmost node. Of a file whose group cannot be an entry's name, and
@@ -65,7 +65,7 @@ impl Disk {
         sets: &[Set],
         seen: &BTreeMap<String, Seen>,
     ) -> anyhow::Result<(String, Image)> {
-        let description = self.monitor(limit)?.describe()?;
+        let description = Virsh::new(&self.uri, &self.domain, limit).describe()?;
         let described = described(&description, &self.disk)
             .with_context(|| format!("domain {:?}, as libvirt describes it", self.domain))?;
         let nodes: Vec<String> = described.iter().map(|file| file.top(seen)).collect();

@@ -37,14 +37,18 @@ pub(in crate::qemu) struct Virsh {
 }
 
 impl Virsh {
+    pub(super) fn new(uri: &str, domain: &str, limit: Duration) -> Self {
+        Self { uri: uri.to_owned(), domain: domain.to_owned(), limit, process: None }
+    }
+
+    /// Sees whether there is such a domain, and looks for its process.
+    ///
     /// # Errors
     ///
-    /// If libvirt knows no such domain.
-    pub(super) fn new(uri: &str, domain: &str, limit: Duration) -> anyhow::Result<Self> {
-        let (uri, domain) = (uri.to_owned(), domain.to_owned());
-        let mut virsh = Self { uri, domain, limit, process: None };
-        virsh.process = find_process(&virsh.describe()?);
-        Ok(virsh)
+    /// If there is none.
+    pub(super) fn find(mut self) -> anyhow::Result<Self> {
+        self.process = find_process(&self.describe()?);
+        Ok(self)
     }
 
     /// The domain's description, as it runs.
