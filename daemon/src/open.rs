@@ -21,6 +21,7 @@ use rustix::{
 use crate::{
     closer::Closer,
     descriptor::Descriptor,
+    errno,
     inspect::{DSYNC, identity, inspect, is_hung_up, look, proc_path},
     steps::step,
 };
@@ -183,42 +184,5 @@ fn failure(at: usize, opening: &Opening<Descriptor>, errno: Errno) -> OpenFailur
         }
         (_, _) => meaning,
     };
-    OpenFailure { at, errno: number, errno_name: name(errno), message }
-}
-
-/// The names of what an open can fail with.
-fn name(errno: Errno) -> String {
-    let known = match errno {
-        Errno::ACCESS => "EACCES",
-        Errno::AGAIN => "EAGAIN",
-        Errno::BADF => "EBADF",
-        Errno::BUSY => "EBUSY",
-        Errno::DQUOT => "EDQUOT",
-        Errno::EXIST => "EEXIST",
-        Errno::FBIG => "EFBIG",
-        Errno::HOSTDOWN => "EHOSTDOWN",
-        Errno::INTR => "EINTR",
-        Errno::INVAL => "EINVAL",
-        Errno::IO => "EIO",
-        Errno::ISDIR => "EISDIR",
-        Errno::LOOP => "ELOOP",
-        Errno::MFILE => "EMFILE",
-        Errno::NFILE => "ENFILE",
-        Errno::NODEV => "ENODEV",
-        Errno::NOENT => "ENOENT",
-        Errno::NOMEM => "ENOMEM",
-        Errno::NOSPC => "ENOSPC",
-        Errno::NOTCONN => "ENOTCONN",
-        Errno::NOTDIR => "ENOTDIR",
-        Errno::NXIO => "ENXIO",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::OVERFLOW => "EOVERFLOW",
-        Errno::PERM => "EPERM",
-        Errno::ROFS => "EROFS",
-        Errno::STALE => "ESTALE",
-        Errno::TIMEDOUT => "ETIMEDOUT",
-        Errno::TXTBSY => "ETXTBSY",
-        _ => return format!("errno {}", errno.raw_os_error()),
-    };
-    known.to_owned()
+    OpenFailure { at, errno: number, errno_name: errno::name(errno), message }
 }
