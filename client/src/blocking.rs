@@ -180,9 +180,9 @@ impl Client {
         now(self.0.run(&Job::close(names)?)).map(drop)
     }
 
-    /// Opens kept files anew with other flags, and hands out descriptors of the same kind that share
-    /// nothing with what is kept, in the order of the reopenings. They are the caller's, and
-    /// close-on-exec.
+    /// Opens kept files anew with other flags, and hands out descriptors of the same kind, or with less
+    /// access where that is asked for ([`Reopening::hand_out`]), that share nothing with what is kept,
+    /// in the order of the reopenings. They are the caller's, and close-on-exec.
     ///
     /// # Errors
     ///
