@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --package fdstash-tests --bench reopen`. Of every number of files the same flags are
 //! asked for in turns: of the kernel by open(2) of each path, and of the stash by one call of the
-//! blocking client, which is three round trips, opens each file twice and proves that it is the one
+//! blocking client, which is two round trips, opens each file twice and proves that it is the one
 //! that is kept. Times are medians; what was opened is closed again outside of them.
 
 use std::{
