@@ -11,6 +11,8 @@
 //! # }
 //! ```
 
+mod file;
+mod image;
 mod transaction;
 
 use std::{
@@ -37,10 +39,11 @@ use crate::{
     default_socket,
     job::Job,
     repetition::Repetitions,
+    stage::Stage,
     transport::Transport,
 };
 
-pub use self::transaction::Transaction;
+pub use self::{file::File, image::Image, transaction::Transaction};
 
 /// A connection to the daemon, renewed when it is lost.
 pub struct Client(Core<Blocking>);
@@ -297,7 +300,7 @@ impl fmt::Debug for Watch {
 }
 
 /// A transport that has waited when its futures are first asked.
-struct Blocking(UnixStream);
+pub(crate) struct Blocking(UnixStream);
 
 impl Transport for Blocking {
     async fn connect(socket: &Path) -> io::Result<Self> {
@@ -323,6 +326,10 @@ impl Transport for Blocking {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    fn stage(staged: Staged<'_, Self>) -> Stage<'_> {
+        Stage::Blocking(staged)
     }
 }
 
