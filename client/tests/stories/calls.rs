@@ -52,7 +52,8 @@ story! {
         let daemon = Stage::plays(move |stage| {
             let mut line = stage.accepts();
             line.refuses("Begin", reason());
-            line.answers("Take disk", handed(&names(["disk"])));
+            // The client may be gone before it could be answered.
+            line.ignores("Take disk");
             line.ignores("End");
             let mut line = stage.accepts();
             line.answers("GetStatistics", Reply::Statistics(figures(1)));
