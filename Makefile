@@ -5,6 +5,10 @@ CARGO ?= cargo
 # For clippy and rustfmt, which are no part of every Rust.
 LINTS = cargo-clippy cargo-fmt
 
+# The crate imago needs a later Rust than all else. Where there is none, what needs it is not tested.
+IMAGO_CARGO = cargo-1.87
+IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
+
 .PHONY: all demo test lint unit header bench install uninstall clean
 
 all:
@@ -12,13 +16,14 @@ all:
 	$(CARGO) build --workspace --release
 
 demo:
-	@tests/need cc cargo qemu-img
+	@tests/need cc $(IMAGO_CARGO) qemu-img
 	@echo "Building, which takes a minute or two the first time ..."
-	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --example vmm --bins
+	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
+	@$(CARGO) build --quiet --release --package fdstash --features imago --example vmm
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 
 test:
-	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img python3 setpriv nsenter systemd systemd-socket-activate
+	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-system-x86_64 python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
 
@@ -27,16 +32,16 @@ test:
 WARNINGS = $(if $(STRICT),--deny warnings)
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --all-features -- $(WARNINGS)
+	$(CARGO) clippy --workspace --all-targets $(if $(IMAGO),--all-features) -- $(WARNINGS)
 	$(CARGO) clippy --package fdstash --no-default-features -- $(WARNINGS)
 	RUSTDOCFLAGS="$(WARNINGS)" $(CARGO) doc --workspace --no-deps --document-private-items
 
 # The programs first: the end-to-end tests run them, also one that dies at every step.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
 unit:
-	$(CARGO) build --workspace --lib --bins --examples
+	$(CARGO) build --workspace $(IMAGO) --lib --bins --examples
 	$(CARGO) build --package fdstashd --features crash-steps --target-dir $(STEPS)
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace $(IMAGO)
 
 # Makes the C library's header anew; a test compares it with the source.
 header:

@@ -11,6 +11,8 @@
 //! # }
 //! ```
 
+mod file;
+mod image;
 mod transaction;
 
 use std::{
@@ -37,10 +39,11 @@ use crate::{
     default_socket,
     job::Job,
     repetition::Repetitions,
+    stage::Stage,
     transport::Transport,
 };
 
-pub use self::transaction::Transaction;
+pub use self::{file::File, image::Image, transaction::Transaction};
 
 /// A connection to the daemon, renewed when it is lost.
 pub struct Client(Core<Blocking>);
@@ -180,9 +183,9 @@ impl Client {
         now(self.0.run(&Job::close(names)?)).map(drop)
     }
 
-    /// Opens kept files anew with other flags, and hands out descriptors of the same kind that share
-    /// nothing with what is kept, in the order of the reopenings. They are the caller's, and
-    /// close-on-exec.
+    /// Opens kept files anew with other flags, and hands out descriptors of the same kind, or with less
+    /// access where that is asked for ([`Reopening::hand_out`]), that share nothing with what is kept,
+    /// in the order of the reopenings. They are the caller's, and close-on-exec.
     ///
     /// # Errors
     ///
@@ -297,7 +300,7 @@ impl fmt::Debug for Watch {
 }
 
 /// A transport that has waited when its futures are first asked.
-struct Blocking(UnixStream);
+pub(crate) struct Blocking(UnixStream);
 
 impl Transport for Blocking {
     async fn connect(socket: &Path) -> io::Result<Self> {
@@ -323,6 +326,10 @@ impl Transport for Blocking {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    fn stage(staged: Staged<'_, Self>) -> Stage<'_> {
+        Stage::Blocking(staged)
     }
 }
 

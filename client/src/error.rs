@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fdstash_proto::{Hangup, MAX_DESCRIPTORS, Refusal, reply::Refused};
+use fdstash_proto::{BadName, Hangup, MAX_DESCRIPTORS, Name, Peer, Refusal, reply::Refused};
 
 /// Why a call did not do what it was asked.
 ///
@@ -67,6 +67,58 @@ pub enum Error {
     #[error("the daemon broke the protocol: it sent {0}")]
     Protocol(Hangup),
 
+    /// A file could not be opened by its path, with this process's own rights.
+    #[error("opening {}", path.display())]
+    File {
+        /// Where it stands.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// What is kept under a name was given by somebody else, so it may be anything.
+    #[error("entry \"{name}\" was given by uid {}, who is not trusted with it", giver.uid)]
+    Stranger {
+        /// The entry.
+        name: Name,
+        /// Who gave it.
+        giver: Peer,
+    },
+
+    /// Two entries hold what was at one path when it was given.
+    #[error("both \"{one}\" and \"{other}\" were {} when they were given", path.display())]
+    Ambiguous {
+        /// The path that was looked for.
+        path: PathBuf,
+        /// One of them.
+        one: Name,
+        /// Another.
+        other: Name,
+    },
+
+    /// A path from which no name can be made.
+    #[error("no entry can be named after {}: {reason}", path.display())]
+    NoName {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with its name.
+        reason: BadName,
+    },
+
+    /// A driver asked to write a file of an image that is opened only for reading.
+    #[error("{} is opened only for reading", path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// At a reopening, a driver asked for a file that was not one of its image's.
+    #[error("{} was not one of the files when they were opened first", path.display())]
+    AnotherFile {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// The kernel would not send or receive. The connection is closed; what had not been sent whole
     /// was not carried out.
     #[error("could not talk to the daemon")]
@@ -97,6 +149,33 @@ impl Error {
                 Some("compare the versions of the daemon and of this program".into())
             }
             Self::Io(error) => advice_on_sending(error),
+            Self::Stranger { .. } => {
+                Some("trust this user with `OpenOptions::trust`, or use another name".into())
+            }
+            Self::Ambiguous { .. } => Some("say which with `OpenOptions::named`".into()),
+            Self::NoName { .. } => Some("choose a name with `OpenOptions::named`".into()),
+            Self::ReadOnly { .. } => Some("reopen it with `Access::ReadWrite` first".into()),
+            Self::AnotherFile { .. } => Some("open the image anew, as another".into()),
+            Self::File { .. } => None,
+        }
+    }
+
+    /// What kind of error it is to who knows no more than the kernel's.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused(refusal) => kind_of_refusal(refusal),
+            Self::NoDaemon { source, .. } | Self::File { source, .. } | Self::Io(source) => {
+                source.kind()
+            }
+            Self::ConnectionLost { .. } | Self::RolledBack => io::ErrorKind::ConnectionReset,
+            Self::Stranger { .. } | Self::ReadOnly { .. } | Self::AnotherFile { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
+            Self::CallTooLong { .. } | Self::Ambiguous { .. } | Self::NoName { .. } => {
+                io::ErrorKind::InvalidInput
+            }
+            Self::NoRoom | Self::UnknownRefusal { .. } | Self::Protocol(_) => io::ErrorKind::Other,
         }
     }
 
@@ -113,6 +192,27 @@ impl From<Refused> for Error {
             Refused::Known(refusal) => Self::Refused(refusal),
             Refused::Unknown { error, parameters } => Self::UnknownRefusal { error, parameters },
         }
+    }
+}
+
+fn kind_of_refusal(refusal: &Refusal) -> io::ErrorKind {
+    match refusal {
+        Refusal::NotFound { .. } => io::ErrorKind::NotFound,
+        Refusal::AlreadyExists { .. } => io::ErrorKind::AlreadyExists,
+        Refusal::Busy { .. } => io::ErrorKind::ResourceBusy,
+        Refusal::AccessDenied { .. } | Refusal::PermissionDenied => io::ErrorKind::PermissionDenied,
+        Refusal::ReopenFailed { errno, .. } => io::Error::from_raw_os_error(*errno).kind(),
+        Refusal::InvalidName { .. } | Refusal::InvalidParameter { .. } => {
+            io::ErrorKind::InvalidInput
+        }
+        Refusal::LimitExceeded { .. }
+        | Refusal::NotDurable { .. }
+        | Refusal::TransactionState { .. }
+        | Refusal::FileDescriptorMissing { .. }
+        | Refusal::InterfaceNotFound { .. }
+        | Refusal::MethodNotFound { .. }
+        | Refusal::MethodNotImplemented { .. }
+        | Refusal::ExpectedMore => io::ErrorKind::Other,
     }
 }
 

@@ -28,6 +28,13 @@
 //! # }
 //! ```
 //!
+//! # Files and images
+//!
+//! For a program that opens files, [`File`](blocking::File) looks in the stash before the file system,
+//! stashes what it opens, and opens it again with other flags, or what stands at its path now. For a VMM,
+//! [`Image`](blocking::Image) does the same to all files of an image together, on top of the VMM's own
+//! [`Driver`]; with the feature `imago` there is one for raw, qcow2 and VMDK images.
+//!
 //! # What it sees to
 //!
 //! - A **take** or a **reopen** is final only when every descriptor has arrived. Where this process
@@ -48,8 +55,15 @@ pub mod blocking;
 mod connection;
 mod core;
 mod error;
+mod file;
+mod files;
+mod image;
+#[cfg(feature = "imago")]
+pub mod imago;
 mod job;
+mod options;
 mod repetition;
+mod stage;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod transport;
@@ -60,5 +74,11 @@ pub use fdstash_proto::{
 };
 
 #[cfg(feature = "tokio")]
-pub use crate::tokio::{Client, Transaction, Watch};
-pub use crate::{address::default_socket, error::Error};
+pub use crate::tokio::{Client, File, Image, Transaction, Watch};
+pub use crate::{
+    address::default_socket,
+    error::Error,
+    files::Files,
+    image::{Driver, ImageError, Step},
+    options::{OpenOptions, ReopenOptions},
+};

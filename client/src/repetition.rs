@@ -85,6 +85,12 @@ fn is_of_connecting(error: &Error) -> bool {
         | Error::ConnectionLost { .. }
         | Error::RolledBack
         | Error::CallTooLong { .. }
+        | Error::File { .. }
+        | Error::Stranger { .. }
+        | Error::Ambiguous { .. }
+        | Error::NoName { .. }
+        | Error::ReadOnly { .. }
+        | Error::AnotherFile { .. }
         | Error::Protocol(_) => false,
     }
 }

@@ -1,5 +1,7 @@
 //! The asynchronous client, on Tokio.
 
+mod file;
+mod image;
 mod transaction;
 
 use std::{
@@ -22,10 +24,11 @@ use crate::{
     default_socket,
     job::Job,
     repetition::Repetitions,
+    stage::Stage,
     transport::Transport,
 };
 
-pub use self::transaction::Transaction;
+pub use self::{file::File, image::Image, transaction::Transaction};
 
 /// A connection to the daemon, renewed when it is lost.
 ///
@@ -173,9 +176,9 @@ impl Client {
         self.0.run(&Job::close(names)?).await.map(drop)
     }
 
-    /// Opens kept files anew with other flags, and hands out descriptors of the same kind that share
-    /// nothing with what is kept, in the order of the reopenings. They are the caller's, and
-    /// close-on-exec.
+    /// Opens kept files anew with other flags, and hands out descriptors of the same kind, or with less
+    /// access where that is asked for ([`Reopening::hand_out`]), that share nothing with what is kept,
+    /// in the order of the reopenings. They are the caller's, and close-on-exec.
     ///
     /// # Errors
     ///
@@ -297,7 +300,7 @@ impl fmt::Debug for Watch {
 }
 
 /// A transport that lets other tasks run while it waits.
-struct Waiting(UnixStream);
+pub(crate) struct Waiting(UnixStream);
 
 impl Transport for Waiting {
     async fn connect(socket: &Path) -> io::Result<Self> {
@@ -323,5 +326,9 @@ impl Transport for Waiting {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    fn stage(staged: Staged<'_, Self>) -> Stage<'_> {
+        Stage::Waiting(staged)
     }
 }

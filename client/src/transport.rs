@@ -9,6 +9,8 @@ use std::{
 
 use fdstash_proto::socket::Received;
 
+use crate::{core::Staged, stage::Stage};
+
 /// One connection's bytes and descriptors. Each method waits in the way of its kind; the blocking
 /// kind is always ready when it returns.
 pub(crate) trait Transport: Sized {
@@ -27,4 +29,7 @@ pub(crate) trait Transport: Sized {
 
     /// The socket itself, for what needs no waiting.
     fn fd(&self) -> BorrowedFd<'_>;
+
+    /// A transaction of its kind as one of either.
+    fn stage(staged: Staged<'_, Self>) -> Stage<'_>;
 }

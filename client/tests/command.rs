@@ -98,7 +98,7 @@ fn a_descriptor_is_given_by_its_number() {
 #[test]
 fn the_words_of_reopen_come_to_a_reopening_of_each_name() {
     let plain = || Reopening::new(name("a"));
-    let table: [(&[&str], Reopening); 9] = [
+    let table: [(&[&str], Reopening); 10] = [
         (&[], plain()),
         (&["--direct", "on"], Reopening { direct: Some(true), ..plain() }),
         (&["--sync=off"], Reopening { sync: Some(false), ..plain() }),
@@ -107,6 +107,7 @@ fn the_words_of_reopen_come_to_a_reopening_of_each_name() {
         (&["--nonblock", "on"], Reopening { nonblock: Some(true), ..plain() }),
         (&["--noatime", "on"], Reopening { noatime: Some(true), ..plain() }),
         (&["--access", "read-write"], Reopening { access: Some(Access::ReadWrite), ..plain() }),
+        (&["--hand-out", "read"], Reopening { hand_out: Some(Access::Read), ..plain() }),
         (&["--path", "/a/b"], Reopening { path: Some("/a/b".into()), ..plain() }),
     ];
 

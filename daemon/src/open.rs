@@ -25,17 +25,20 @@ use crate::{
     steps::step,
 };
 
-/// Opens all of them, each as often as is asked for, or none.
+/// Opens all of them, each as often and for such access as is asked for, or none.
 pub(crate) fn open_all(
     openings: &[Opening<Descriptor>],
     closer: &Closer,
 ) -> Result<Vec<Vec<Inspected<Descriptor>>>, OpenFailure> {
     let open_one = |(at, opening): (usize, &Opening<Descriptor>)| {
-        // What is only probed is opened too, and closed at once.
-        let opened = (0..opening.count.max(1)).map(|_| open_and_inspect(opening, closer));
-        let mut opened: Vec<_> =
-            opened.collect::<Result<_, Errno>>().map_err(|errno| failure(at, opening, errno))?;
-        opened.truncate(opening.count);
+        let open = |access| {
+            open_and_inspect(opening, access, closer).map_err(|errno| failure(at, opening, errno))
+        };
+        let opened = opening.wanted().map(open).collect::<Result<Vec<_>, _>>()?;
+        if opened.is_empty() {
+            // What is only probed is opened too, and closed at once.
+            open(opening.access)?;
+        }
         Ok(opened)
     };
     openings.iter().enumerate().map(open_one).collect()
@@ -43,18 +46,19 @@ pub(crate) fn open_all(
 
 fn open_and_inspect(
     opening: &Opening<Descriptor>,
+    access: Access,
     closer: &Closer,
 ) -> Result<Inspected<Descriptor>, Errno> {
     step("before an open");
     let fd = match &opening.rights {
-        Rights::Daemon => open_file(opening)?,
-        Rights::Peer(who) => open_as(who, opening)?,
+        Rights::Daemon => open_file(opening, access)?,
+        Rights::Peer(who) => open_as(who, opening, access)?,
     };
     step("after an open");
     inspect(Descriptor::new(fd, closer))
 }
 
-fn open_file(opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
+fn open_file(opening: &Opening<Descriptor>, access: Access) -> Result<OwnedFd, Errno> {
     let held = look(opening.fd.as_fd())?;
     if opening.facts.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
         return Err(Errno::OPNOTSUPP);
@@ -65,10 +69,10 @@ fn open_file(opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
     {
         return Err(Errno::OPNOTSUPP);
     }
-    let wanted = to_oflags(opening.access, opening.flags);
+    let wanted = to_oflags(access, opening.flags);
     // The open of a pipe's end would wait for the other one, and that of a terminal for its line.
     let hurried = matches!(opening.facts.kind, Kind::Fifo | Kind::Character)
-        && opening.access != Access::Path
+        && access != Access::Path
         && !wanted.contains(OFlags::NONBLOCK);
     let flags = if hurried { wanted | OFlags::NONBLOCK } else { wanted };
     let fd = open(proc_path(opening.fd.as_fd()), flags, Mode::empty())?;
@@ -88,11 +92,11 @@ fn open_file(opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
 
 /// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and
 /// then ends. Where the daemon is nobody special, it can be its own user and no other.
-fn open_as(who: &Who, opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
+fn open_as(who: &Who, opening: &Opening<Descriptor>, access: Access) -> Result<OwnedFd, Errno> {
     let peer = who.peer;
     let own = geteuid();
     if !own.is_root() && own.as_raw() == peer.uid {
-        return open_file(opening);
+        return open_file(opening, access);
     }
     thread::scope(|scope| {
         let opener = thread::Builder::new().spawn_scoped(scope, || {
@@ -103,7 +107,7 @@ fn open_as(who: &Who, opening: &Opening<Descriptor>) -> Result<OwnedFd, Errno> {
             // Only the effective one: whoever has the real or the saved one may send the thread a
             // signal, and so end the daemon.
             set_thread_res_uid(None, uid, None)?;
-            open_file(opening)
+            open_file(opening, access)
         });
         opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or(Err(Errno::IO))
     })

@@ -220,6 +220,8 @@ pub struct Reopening {
     pub name: Name,
     /// For reading, writing or both.
     pub access: Option<Access>,
+    /// Hand out a descriptor with no more than this access, where what is kept has more.
+    pub hand_out: Option<Access>,
     /// `O_DIRECT`: past the host's page cache.
     pub direct: Option<bool>,
     /// `O_SYNC`.
@@ -243,6 +245,7 @@ impl Reopening {
         Self {
             name,
             access: None,
+            hand_out: None,
             direct: None,
             sync: None,
             dsync: None,
@@ -842,6 +845,9 @@ struct ReopeningWire {
     name: String,
     #[serde(default, deserialize_with = "word", skip_serializing_if = "Option::is_none")]
     access: Option<Access>,
+    #[serde(rename = "handOut", default, deserialize_with = "word")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hand_out: Option<Access>,
     #[serde(skip_serializing_if = "Option::is_none")]
     direct: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -863,6 +869,7 @@ impl ReopeningWire {
         Ok(Reopening {
             name: name(&self.name)?,
             access: self.access,
+            hand_out: self.hand_out,
             direct: self.direct,
             sync: self.sync,
             dsync: self.dsync,
@@ -877,6 +884,7 @@ impl ReopeningWire {
         Self {
             name: reopening.name.as_str().to_owned(),
             access: reopening.access,
+            hand_out: reopening.hand_out,
             direct: reopening.direct,
             sync: reopening.sync,
             dsync: reopening.dsync,

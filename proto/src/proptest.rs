@@ -66,9 +66,11 @@ pub fn gift<F: Clone + std::fmt::Debug>(name: Name, fd: F) -> impl Strategy<Valu
 /// A reopening of an entry; never by path.
 pub fn reopening(name: Name) -> impl Strategy<Value = Reopening> {
     let maybe = || option::weighted(0.3, any::<bool>());
-    (option::weighted(0.3, access()), maybe(), maybe(), maybe(), maybe(), maybe(), maybe())
-        .prop_map(move |(access, direct, sync, dsync, append, nonblock, noatime)| Reopening {
+    let accesses = || option::weighted(0.3, access());
+    (accesses(), accesses(), maybe(), maybe(), maybe(), maybe(), maybe(), maybe()).prop_map(
+        move |(access, hand_out, direct, sync, dsync, append, nonblock, noatime)| Reopening {
             access,
+            hand_out,
             direct,
             sync,
             dsync,
@@ -76,7 +78,8 @@ pub fn reopening(name: Name) -> impl Strategy<Value = Reopening> {
             nonblock,
             noatime,
             ..Reopening::new(name.clone())
-        })
+        },
+    )
 }
 
 /// Any call over names and tickets of the given kinds, with `()` for each descriptor.

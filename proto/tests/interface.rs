@@ -563,6 +563,7 @@ fn every_call() -> Vec<Call<u32>> {
     };
     let reopening = Reopening {
         access: Some(Access::Write),
+        hand_out: Some(Access::Path),
         direct: Some(true),
         sync: Some(false),
         dsync: Some(true),

@@ -56,6 +56,7 @@ fn a_misfit_is_told_by_its_name() {
             r#"{"entries":[{"name":"a","access":{"read":null}}]}"#.into(),
             "entries[0].access",
         ),
+        ("Reopen", r#"{"entries":[{"name":"a","handOut":"all"}]}"#.into(), "entries[0].handOut"),
         // Two and three down.
         ("Give", entry(r#","labels":[]"#), "entries[0].labels"),
         ("Give", entry(r#","labels":{"k":1}"#), "entries[0].labels.k"),

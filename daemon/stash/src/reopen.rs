@@ -1,6 +1,6 @@
 //! What a Reopen opens, and with whose rights: never more than the giver allowed.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use fdstash_proto::{Access, Flags, Kind, Name, Refusal, Reopening};
 
@@ -23,6 +23,15 @@ pub struct Opening<F> {
     pub rights: Rights,
     /// How many open file descriptions of it are wanted. None: only that it can be opened so.
     pub count: usize,
+    /// For which access one more of it is wanted, after those, to be handed out: no more than `access`.
+    pub hand_out: Option<Access>,
+}
+
+impl<F> Opening<F> {
+    /// Each open file description that is wanted: for which access it is to be opened.
+    pub fn wanted(&self) -> impl Iterator<Item = Access> + use<F> {
+        iter::repeat_n(self.access, self.count).chain(self.hand_out)
+    }
 }
 
 /// With whose rights a file is opened.
@@ -47,12 +56,13 @@ pub struct OpenFailure {
     pub message: String,
 }
 
-/// How an entry's file is opened for a Reopen: twice, so that what is kept is lent to nobody.
+/// How an entry's file is opened for a Reopen: once to keep and once to hand out, so that what is kept
+/// is lent to nobody, nor narrowed by whoever wants less.
 ///
 /// # Errors
 ///
-/// AccessDenied for more access than the giver allows; of a pipe, for its other end, since that
-/// would be another thing than the one given.
+/// AccessDenied for more access than the giver allows, or more handed out than is kept; of a pipe,
+/// for its other end, since that would be another thing than the one given.
 pub(crate) fn plan<F>(
     who: &Who,
     entry: &Details,
@@ -61,8 +71,12 @@ pub(crate) fn plan<F>(
 ) -> Result<Opening<F>, Refusal> {
     let facts = &entry.facts;
     let access = wanted.access.unwrap_or(facts.access);
+    let hand_out = wanted.hand_out.unwrap_or(access);
     let widens = !facts.access.covers(access);
-    if !entry.may_reopen.covers(access) || (widens && facts.kind == Kind::Fifo) {
+    if !entry.may_reopen.covers(access)
+        || !access.covers(hand_out)
+        || (widens && facts.kind == Kind::Fifo)
+    {
         return Err(denied(&entry.name, Verb::Reopen));
     }
     let flags = [
@@ -82,7 +96,8 @@ pub(crate) fn plan<F>(
     let unseen = changed.contains(Flags::NOATIME) && flags.contains(Flags::NOATIME);
     let more = widens || overwrites || unseen;
     let rights = if more { Rights::Peer(who.clone()) } else { Rights::Daemon };
-    Ok(Opening { access, flags, rights, ..again(&entry.name, fd, facts, 2) })
+    let hand_out = Some(hand_out);
+    Ok(Opening { access, flags, rights, hand_out, ..again(&entry.name, fd, facts, 1) })
 }
 
 /// How a file is opened once more as it is.
@@ -95,6 +110,7 @@ pub(crate) fn again<F>(name: &Name, fd: &Arc<F>, facts: &Facts, count: usize) ->
         flags: facts.flags,
         rights: Rights::Daemon,
         count,
+        hand_out: None,
     }
 }
 
@@ -232,7 +248,80 @@ mod tests {
 
         let opening = plan(&peer(), &entry, &Arc::new("disk"), &reopening()).unwrap();
 
-        assert_eq!((*opening.fd, opening.count, opening.facts), ("disk", 2, entry.facts));
+        assert_eq!(opening.wanted().collect::<Vec<_>>(), [BOTH, BOTH]);
+        assert_eq!((*opening.fd, opening.facts), ("disk", entry.facts));
+    }
+
+    #[test]
+    fn what_is_handed_out_can_do_no_more_than_what_is_kept() {
+        let file = Kind::Regular;
+        let pipe = Kind::Fifo;
+        let as_daemon = |kept, handed| Some((AsDaemon(kept, Flags::NONE), handed));
+        let as_peer = |kept, handed| Some((AsPeer(kept, Flags::NONE), handed));
+
+        // What it is, what it has, what the giver allows, what is wanted of what is kept and of what is
+        // handed out, and what comes of it: what is kept, and what is handed out.
+        for (kind, has, may, wanted, hand_out, comes) in [
+            (file, BOTH, BOTH, None, Some(READ), as_daemon(BOTH, READ)),
+            (file, BOTH, BOTH, None, Some(WRITE), as_daemon(BOTH, WRITE)),
+            (file, BOTH, BOTH, None, Some(BOTH), as_daemon(BOTH, BOTH)),
+            (file, BOTH, BOTH, None, Some(PATH), as_daemon(BOTH, PATH)),
+            (file, BOTH, BOTH, Some(READ), None, as_daemon(READ, READ)),
+            (file, BOTH, BOTH, Some(READ), Some(PATH), as_daemon(READ, PATH)),
+            (file, BOTH, BOTH, Some(PATH), Some(PATH), as_daemon(PATH, PATH)),
+            // What is kept from then on counts, not what was kept before.
+            (file, BOTH, BOTH, Some(READ), Some(BOTH), None),
+            (file, BOTH, BOTH, Some(PATH), Some(READ), None),
+            (file, READ, BOTH, None, Some(BOTH), None),
+            (file, READ, READ, None, Some(WRITE), None),
+            (file, WRITE, BOTH, None, Some(READ), None),
+            // With the rights that what is kept needs, no others.
+            (file, READ, BOTH, Some(BOTH), Some(READ), as_peer(BOTH, READ)),
+            (file, READ, BOTH, Some(BOTH), Some(BOTH), as_peer(BOTH, BOTH)),
+            (file, PATH, READ, Some(READ), Some(PATH), as_peer(READ, PATH)),
+            // It is what is kept that must not be more than allowed, also where less is handed out.
+            (file, READ, READ, Some(BOTH), Some(READ), None),
+            (file, BOTH, READ, None, Some(READ), None),
+            (pipe, BOTH, BOTH, None, Some(READ), as_daemon(BOTH, READ)),
+            (pipe, BOTH, BOTH, None, Some(WRITE), as_daemon(BOTH, WRITE)),
+            (pipe, READ, BOTH, None, Some(WRITE), None),
+            (pipe, READ, BOTH, None, Some(BOTH), None),
+            (pipe, READ, BOTH, Some(BOTH), Some(READ), None),
+            (pipe, WRITE, BOTH, None, Some(READ), None),
+        ] {
+            let entry = entry(kind, has, may, Flags::NONE);
+            let reopening = Reopening { access: wanted, hand_out, ..reopening() };
+
+            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening);
+
+            let case =
+                format!("{kind:?} {has:?}, at most {may:?}, for {wanted:?} and {hand_out:?}");
+            let handed = plan.as_ref().map(|opening| opening.wanted().last());
+            match (handed, comes) {
+                (Ok(handed), Some((kept, expected))) => {
+                    assert_eq!(handed, Some(expected), "{case}");
+                    assert_eq!(came(plan), kept, "{case}");
+                }
+                (_, expected) => assert_eq!((came(plan), expected), (Denied, None), "{case}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_handed_out_has_the_flags_of_what_is_kept() {
+        let entry = entry(Kind::Regular, BOTH, BOTH, Flags::APPEND);
+        let wanted = Reopening {
+            hand_out: Some(READ),
+            direct: Some(true),
+            append: Some(false),
+            ..reopening()
+        };
+
+        let opening = plan(&peer(), &entry, &Arc::new(()), &wanted).unwrap();
+
+        // Who could then overwrite with what is kept needs the right to it, whatever is handed out.
+        assert_eq!(opening.wanted().collect::<Vec<_>>(), [BOTH, READ]);
+        assert_eq!(came(Ok(opening)), AsPeer(BOTH, Flags::DIRECT));
     }
 
     #[test]
@@ -250,7 +339,7 @@ mod tests {
 
             let probe = probe(&peer(), &name, &Arc::new(()), &facts, may).transpose();
 
-            let count = probe.iter().flatten().map(|opening| opening.count).sum::<usize>();
+            let count = probe.iter().flatten().flat_map(Opening::wanted).count();
             assert_eq!(probe.map(came), comes, "{kind:?} {has:?}, at most {may:?}");
             assert_eq!(count, 0, "nothing of it is kept");
         }

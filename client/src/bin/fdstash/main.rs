@@ -5,6 +5,7 @@ mod close;
 mod descriptor;
 mod give;
 mod list;
+mod locks;
 mod reopen;
 mod run;
 mod status;
@@ -67,6 +68,7 @@ enum Verb {
     Reopen(reopen::Reopen),
     List(list::List),
     Watch(watch::Watch),
+    Locks(locks::Locks),
     Status(status::Status),
 }
 
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
         Verb::Watch(watch) => watch.run(&door),
+        Verb::Locks(locks) => locks.run(&door),
         Verb::Status(status) => status.run(&door),
     };
     outcome.unwrap_or_else(|error| report(&error))

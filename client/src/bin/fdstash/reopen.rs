@@ -18,11 +18,16 @@ Examples:
   fdstash reopen vm7-disk0 --direct on
   fdstash reopen vm7-disk0 vm7-disk1 --access read    # both, or none
   fdstash reopen vm7-disk0 --direct on -- ./hand-over
+  fdstash reopen vm7-disk0 --hand-out read -- ./hand-over    # read-only from here on,
+  fdstash reopen vm7-disk0 -- ./hand-over                    # and back
 
 The stash opens the very file that it keeps, whatever its path is called today, and lets go of the
 old one only when the new one stands; what is not named stays as it is. COMMAND gets descriptors
 of the same kind: the first as its standard input, the others from 3 on. If it cannot be executed,
-the stash keeps all as it was.";
+the stash keeps all as it was.
+
+--access narrows what is kept too, and to widen that again takes rights of your own on the file;
+--hand-out narrows only what COMMAND gets.";
 
 /// Have the stash open kept files anew, with other flags
 #[derive(Args)]
@@ -35,6 +40,10 @@ pub(crate) struct Reopen {
     /// Open for this
     #[arg(long)]
     access: Option<AccessWord>,
+
+    /// Hand out no more than this to COMMAND, of what is kept
+    #[arg(long, value_name = "ACCESS")]
+    hand_out: Option<AccessWord>,
 
     /// Past the page cache (O_DIRECT)
     #[arg(long)]
@@ -95,6 +104,7 @@ impl Reopen {
         let path = path.transpose().ok().context("the path is not UTF-8, and so has no JSON")?;
         let reopenings = self.names.iter().map(|name| Reopening {
             access: self.access.map(Access::from),
+            hand_out: self.hand_out.map(Access::from),
             direct: self.direct.map(bool::from),
             sync: self.sync.map(bool::from),
             dsync: self.dsync.map(bool::from),

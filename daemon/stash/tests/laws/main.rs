@@ -251,9 +251,17 @@ proptest! {
         let mut seen: BTreeMap<u64, Entry> = BTreeMap::new();
         for (at, _, moment) in trace.steps() {
             let openings = moment.openings().flat_map(|(_, openings)| openings);
-            let reopens = matches!(moment.call(), Some((_, Call::Reopen { .. })));
-            for opening in openings.filter(|_| reopens) {
+            let wanted = match moment.call() {
+                Some((_, Call::Reopen { reopenings })) => reopenings.as_slice(),
+                _ => &[],
+            };
+            for (opening, wanted) in openings.zip(wanted) {
                 let entry = &seen[&opening.fd];
+                let kept = wanted.access.unwrap_or(entry.access);
+                let handed = wanted.hand_out.unwrap_or(kept);
+                let both: Vec<_> = opening.wanted().collect();
+                prop_assert_eq!(both, [kept, handed], "{}", trace.until(at));
+                prop_assert!(kept.covers(handed), "{}", trace.until(at));
                 let widens = !entry.access.covers(opening.access);
                 let by_peer = opening.rights != Rights::Daemon;
                 prop_assert!(entry.may_reopen.covers(opening.access), "{}", trace.until(at));

@@ -657,7 +657,8 @@ impl Model {
             let item = self.existing(by, &wanted.name, "reopen")?;
             let Entry { access, kind, may_reopen, .. } = item.entry;
             let then = wanted.access.unwrap_or(access);
-            if !may_reopen.covers(then) || (kind == Kind::Fifo && !access.covers(then)) {
+            let more = wanted.hand_out.is_some_and(|handed| !then.covers(handed));
+            if more || !may_reopen.covers(then) || (kind == Kind::Fifo && !access.covers(then)) {
                 return Err(denied(&wanted.name, "reopen"));
             }
         }

@@ -77,6 +77,7 @@ pub(crate) fn number_of(opening: &Opening<Token>) -> Opening<u64> {
         flags: opening.flags,
         rights: opening.rights.clone(),
         count: opening.count,
+        hand_out: opening.hand_out,
     }
 }
 

@@ -134,9 +134,8 @@ fn carry_out(stash: &mut Stash<u64>, who: &Who, call: &Call<Inspected<u64>>, now
 }
 
 fn opened(opening: &Opening<u64>) -> Vec<Inspected<u64>> {
-    let Opening { access, flags, count, .. } = *opening;
-    let facts = Facts { access, flags, ..opening.facts.clone() };
-    vec![Inspected { fd: 2 * AGAIN, facts }; count]
+    let facts = |access| Facts { access, flags: opening.flags, ..opening.facts.clone() };
+    opening.wanted().map(|access| Inspected { fd: 2 * AGAIN, facts: facts(access) }).collect()
 }
 
 fn came(by: ConnectionId, effects: Effects<u64>) -> Came {

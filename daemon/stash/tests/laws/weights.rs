@@ -152,7 +152,7 @@ impl Scale {
             }
             Step::Opened(well) => {
                 let Some((by, openings)) = self.openings.pop() else { return };
-                let opened = |opening: &Opening<u64>| vec![self.file(); opening.count];
+                let opened = |opening: &Opening<u64>| vec![self.file(); opening.wanted().count()];
                 let (errno, errno_name, message) = (5, String::new(), String::new());
                 let outcome = well
                     .then(|| openings.iter().map(opened).collect())

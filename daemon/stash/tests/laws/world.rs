@@ -1,7 +1,7 @@
 //! The world around a stash: it carries out effects, in memory, and writes down what happens. A
 //! model beside the stash is told the same.
 
-use std::{collections::BTreeMap, iter, rc::Rc, sync::Arc};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use fdstash_proto::{Call, Keeper, Pattern};
 use fdstash_stash::{
@@ -235,10 +235,14 @@ impl World {
         openings: Vec<Opening<Token>>,
     ) -> (Input, Effects<Token>, Predicted) {
         let open_one = |opening: Opening<Token>| {
-            let Opening { facts, access, flags, count, .. } = opening;
-            let facts = Facts { access, flags, target: Some("/elsewhere".into()), ..facts };
-            let file = || Inspected { fd: self.ledger.number(), facts: facts.clone() };
-            iter::repeat_with(file).take(count).collect::<Vec<_>>()
+            let wanted = opening.wanted();
+            let Opening { facts, flags, .. } = opening;
+            let facts = Facts { flags, target: Some("/elsewhere".into()), ..facts };
+            let file = |access| Inspected {
+                fd: self.ledger.number(),
+                facts: Facts { access, ..facts.clone() },
+            };
+            wanted.map(file).collect::<Vec<_>>()
         };
         let numbers: Vec<_> = openings.into_iter().map(open_one).collect();
         let tokens_of = |copies: &Vec<Inspected<u64>>| {

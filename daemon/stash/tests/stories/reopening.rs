@@ -14,8 +14,9 @@ fn two_files_are_reopened_together() {
     let meanwhile = stage.list(vmm);
     let opened = stage.opened(vmm, &[&["top2", "top3"], &["base2", "base3"]]);
 
-    let files = "top=top read_write {} 2x as daemon, base=base read_write {} 2x as daemon";
-    assert_eq!(asked, [format!("open for vmm: {files}")]);
+    let [top, base] = ["top", "base"]
+        .map(|file| format!("{file}={file} read_write {{}} 1x+read_write as daemon"));
+    assert_eq!(asked, [format!("open for vmm: {top}, {base}")]);
     assert_eq!(meanwhile, ["base=base", "top=top"]);
     assert_eq!(
         opened,
@@ -94,6 +95,47 @@ fn what_is_reopened_is_the_same_entry_but_for_what_was_asked() {
     assert!(after.revision > before.revision);
     let (access, flags, revision) = (before.access, before.flags, before.revision);
     assert_eq!(fdstash_proto::Entry { access, flags, revision, ..after }, before);
+}
+
+#[test]
+fn who_hands_out_less_narrows_nothing_that_is_kept() {
+    let mut stage = Stage::new();
+    let vmm = stage.connect("vmm", 1);
+    stage.call(vmm, give([gift("disk", "image")]));
+    let hand_out = |access| {
+        let hand_out = Some(access);
+        Call::Reopen { reopenings: vec![Reopening { hand_out, ..Reopening::new(name("disk")) }] }
+    };
+
+    let less = stage.call(vmm, hand_out(Access::Read));
+    let opened = stage.opened(vmm, &[&["kept", "lent"]]);
+    let kept = stage.entry(vmm, "disk").access;
+    let again = stage.call(vmm, reopen(["disk"]));
+
+    assert_eq!(less, ["open for vmm: disk=image read_write {} 1x+read as daemon"]);
+    assert_eq!(opened, ["record +disk=kept -disk=image", "vmm: has disk=lent", "close image"]);
+    assert_eq!(kept, Access::ReadWrite);
+    assert_eq!(again, ["open for vmm: disk=kept read_write {} 1x+read_write as daemon"]);
+}
+
+#[test]
+fn nobody_is_handed_more_than_what_is_kept() {
+    let mut stage = Stage::new();
+    let (vmm, root) = (stage.connect("vmm", 1), stage.connect("root", 0));
+    stage.call(vmm, give([gift("disk", "image")]));
+    let before = stage.entry(root, "disk");
+
+    for by in [vmm, root] {
+        let wanted = Reopening {
+            access: Some(Access::Read),
+            hand_out: Some(Access::ReadWrite),
+            ..Reopening::new(name("disk"))
+        };
+        let wider = stage.call(by, Call::Reopen { reopenings: vec![wanted] });
+
+        assert!(wider[0].ends_with(": AccessDenied reopen disk"), "{wider:?}");
+    }
+    assert_eq!(stage.entry(root, "disk"), before);
 }
 
 #[test]

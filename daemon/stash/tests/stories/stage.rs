@@ -6,7 +6,7 @@
 //! | one with the ticket of the call that did it | `record +disk=new done t1` |
 //! | an answer | `vmm: done`, `vmm: given`, `vmm: given, for disk`, `vmm: NotFound a` |
 //! | one that hands out | `vmm: has disk=image`, with `, if it leaves` where it must be confirmed |
-//! | files to open | `open for vmm: disk=image read_write {"direct"} 2x as daemon` |
+//! | files to open | `open for vmm: disk=image read_write {"direct"} 1x+read as daemon` |
 //! | others | `close image`, `poll image`, `unpoll image`, `tell vmm: given disk=image` |
 
 use std::{collections::BTreeMap, iter, sync::Arc};
@@ -78,10 +78,10 @@ impl Stage {
     pub(crate) fn opened(&mut self, by: ConnectionId, files: &[&[Word]]) -> Vec<String> {
         let openings = self.openings.remove(&by).expect("something is to be opened");
         let opened = openings.iter().zip(files).map(|(opening, words)| {
-            assert_eq!(words.len(), opening.count, "as many as asked for");
-            let Opening { access, flags, .. } = *opening;
-            let facts = || Facts { access, flags, ..opening.facts.clone() };
-            words.iter().map(|word| Inspected { fd: *word, facts: facts() }).collect()
+            assert_eq!(words.len(), opening.wanted().count(), "as many as asked for");
+            let facts = |access| Facts { access, flags: opening.flags, ..opening.facts.clone() };
+            let files = words.iter().zip(opening.wanted());
+            files.map(|(word, access)| Inspected { fd: *word, facts: facts(access) }).collect()
         });
         let effects = self.stash.opened(by, Ok(opened.collect()), self.now());
         self.tell(effects)
@@ -360,12 +360,13 @@ fn refused(refusal: Refusal) -> String {
 }
 
 fn opening(opening: &Opening<Word>) -> String {
-    let Opening { name, fd, access, flags, count, rights, .. } = opening;
+    let Opening { name, fd, access, flags, count, hand_out, rights, .. } = opening;
     let rights = match rights {
         Rights::Daemon => "daemon".into(),
         Rights::Peer(who) => format!("uid {}", who.peer.uid),
     };
-    format!("{name}={fd} {} {flags:?} {count}x as {rights}", access.as_str())
+    let handed = hand_out.map(|access| format!("+{}", access.as_str())).unwrap_or_default();
+    format!("{name}={fd} {} {flags:?} {count}x{handed} as {rights}", access.as_str())
 }
 
 /// A journal that is written anew.

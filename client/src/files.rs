@@ -1,0 +1,351 @@
+//! [`Files`]: what a driver opens the files of its image through: the stash, or the file system and then
+//! the stash; and at a reopening the new set, and nothing else.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    slice,
+};
+
+use fdstash_proto::{Access, Clash, Entry, Gift, Kind, Name, Pattern, Refusal, Reopening};
+
+use crate::{
+    Error, OpenOptions,
+    core::{entries, handed},
+    job::Job,
+    stage::Stage,
+};
+
+/// The files of an image while it is being opened, in a transaction: whatever fails, the stash is as it
+/// was.
+///
+/// At first a file comes from the stash, by its name or by the path at which it was when it was given;
+/// and else, unless [`OpenOptions::only_stash`] forbids it, from the file system, with this process's own
+/// rights, and into the stash. At a reopening it is one of the new set: a file that was not among them at
+/// first is refused.
+///
+/// What is handed out shares nothing with what the stash keeps.
+pub struct Files<'a> {
+    stage: Stage<'a>,
+    options: OpenOptions,
+    opened: Vec<Opened>,
+    /// Whether they are all there are.
+    is_whole: bool,
+    /// Why one was refused, whatever the driver made of it.
+    failure: Option<Error>,
+}
+
+/// One of them.
+struct Opened {
+    member: Member,
+    file: File,
+}
+
+/// A file of a set, as it is found again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) name: Name,
+    /// How it was asked for.
+    pub(crate) path: PathBuf,
+    /// The most that was asked for.
+    pub(crate) access: Access,
+    /// What the stash keeps of it.
+    kept: Access,
+}
+
+impl Member {
+    /// How it is opened anew so, and no less of it kept than is now.
+    fn reopening(&self, options: &OpenOptions, access: Access) -> Reopening {
+        options.reopening(&self.name, self.kept, access)
+    }
+}
+
+impl<'a> Files<'a> {
+    /// Those that are looked for.
+    pub(crate) fn new(stage: Stage<'a>, options: &OpenOptions) -> Self {
+        let options = options.clone();
+        Self { stage, options, opened: Vec::new(), is_whole: false, failure: None }
+    }
+
+    /// A set, all of it opened anew.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; then all is as it was.
+    pub(crate) async fn reopened(
+        mut stage: Stage<'a>,
+        members: &[Member],
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let reopenings: Vec<_> = members
+            .iter()
+            .map(|member| member.reopening(options, options.at_most(member.access)))
+            .collect();
+        let fds = handed(stage.run(&Job::reopen(&reopenings)?).await?);
+        let opened =
+            members.iter().zip(fds).zip(&reopenings).map(|((member, handed), reopening)| {
+                let kept = reopening.access.unwrap_or(member.kept);
+                Opened { member: Member { kept, ..member.clone() }, file: handed.fd.into() }
+            });
+        let opened = opened.collect();
+        Ok(Self { stage, options: options.clone(), opened, is_whole: true, failure: None })
+    }
+
+    /// How they are opened.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// Opens the file that the image calls so, for so much. What comes is the caller's, and
+    /// close-on-exec; asked for again, it is another descriptor of the same open file description.
+    ///
+    /// # Errors
+    ///
+    /// What the stash or the kernel says; then the image is not opened, whatever the driver makes of it.
+    pub async fn open(&mut self, path: &Path, access: Access) -> io::Result<File> {
+        let outcome = self.find(path, access).await;
+        self.note(outcome)
+    }
+
+    /// Opens what the stash keeps under this name, as [`Files::open`] does, and tells which path it had
+    /// when it was given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Files::open`].
+    pub async fn open_kept(&mut self, name: &Name, access: Access) -> io::Result<(File, PathBuf)> {
+        let outcome = self.find_kept(name, access).await;
+        self.note(outcome)
+    }
+
+    /// Makes it final. Tells which files there are, and how they are opened.
+    pub(crate) async fn commit(self) -> Result<Set, Error> {
+        let Self { stage, options, opened, .. } = self;
+        stage.commit().await?;
+        let members = opened.into_iter().map(|opened| opened.member).collect();
+        Ok(Set { members, options })
+    }
+
+    /// Whether every file was opened that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// Why one was not, also where the driver has gone on without it.
+    pub(crate) fn no_failure(&mut self) -> Result<(), Error> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Undoes it. Tells why a file was refused, if one was.
+    pub(crate) async fn rollback(self) -> Option<Error> {
+        let Self { stage, failure, .. } = self;
+        stage.rollback().await;
+        failure
+    }
+
+    /// Keeps the reason, since a driver may tell only a part of it.
+    fn note<R>(&mut self, outcome: Result<R, Error>) -> io::Result<R> {
+        outcome.map_err(|error| {
+            let told = io::Error::new(error.kind(), error.to_string());
+            self.failure.get_or_insert(error);
+            told
+        })
+    }
+
+    pub(crate) async fn find(&mut self, path: &Path, access: Access) -> Result<File, Error> {
+        let known = self.opened.iter().position(|opened| opened.member.path == path);
+        if let Some(at) = known {
+            return self.again(at, access).await;
+        }
+        if self.is_whole {
+            return Err(Error::AnotherFile { path: path.to_owned() });
+        }
+        self.allow(path, access)?;
+        let name = self.options.name(path)?;
+        let is_chosen = self.options.is_named(path);
+        let mut entry = self.entry(&name).await?;
+        if entry.is_none() && !is_chosen {
+            entry = self.entry_of(path).await?;
+        }
+        match entry {
+            Some(entry) => self.take_in(entry, path, access).await,
+            None if self.options.only_stash => Err(absent(&name)),
+            None => self.open_new(name, path, access).await,
+        }
+    }
+
+    pub(crate) async fn find_kept(
+        &mut self,
+        name: &Name,
+        access: Access,
+    ) -> Result<(File, PathBuf), Error> {
+        let known = self.opened.iter().position(|opened| opened.member.name == *name);
+        if let Some(at) = known {
+            let path = self.opened[at].member.path.clone();
+            return Ok((self.again(at, access).await?, path));
+        }
+        if self.is_whole {
+            return Err(Error::AnotherFile { path: name.as_str().into() });
+        }
+        let entry = self.entry(name).await?;
+        let entry = entry.ok_or_else(|| absent(name))?;
+        let path = PathBuf::from(entry.target.as_deref().unwrap_or_default());
+        self.allow(&path, access)?;
+        Ok((self.take_in(entry, &path, access).await?, path))
+    }
+
+    /// One that is there already, with more access if need be.
+    async fn again(&mut self, at: usize, access: Access) -> Result<File, Error> {
+        let Opened { member, file } = &mut self.opened[at];
+        let now = self.options.at_most(member.access);
+        if !now.covers(access) {
+            if !self.options.at_most(access).covers(access) {
+                return Err(Error::ReadOnly { path: member.path.clone() });
+            }
+            let reopening = member.reopening(&self.options, access);
+            *file = reopen(&mut self.stage, &reopening).await?;
+            member.kept = reopening.access.unwrap_or(member.kept);
+            member.access = access;
+        }
+        duplicate(file)
+    }
+
+    fn allow(&self, path: &Path, access: Access) -> Result<(), Error> {
+        let is_allowed = self.options.at_most(access).covers(access);
+        if is_allowed { Ok(()) } else { Err(Error::ReadOnly { path: path.to_owned() }) }
+    }
+
+    /// What is kept under a name, as far as this user may see it.
+    async fn entry(&mut self, name: &Name) -> Result<Option<Entry>, Error> {
+        // A name can have a '*' in it, and so match more than itself.
+        let Ok(pattern) = Pattern::new(name.as_str()) else { return Ok(None) };
+        let entries = entries(self.stage.run(&Job::list(&pattern)).await?);
+        Ok(entries.into_iter().find(|entry| entry.name == *name))
+    }
+
+    /// What was at a path when it was given, by somebody who is trusted.
+    async fn entry_of(&mut self, path: &Path) -> Result<Option<Entry>, Error> {
+        let entries = entries(self.stage.run(&Job::list(&self.options.pattern())).await?);
+        let mut found = entries.into_iter().filter(|entry| {
+            entry.target.as_deref().is_some_and(|target| Path::new(target) == path)
+                && matches!(entry.kind, Kind::Regular | Kind::Block)
+                && self.options.has_name(&entry.name)
+                && self.options.trusts(entry.giver.uid)
+        });
+        let (one, other) = (found.next(), found.next());
+        if let (Some(one), Some(other)) = (&one, other) {
+            let (one, other) = (one.name.clone(), other.name);
+            return Err(Error::Ambiguous { path: path.to_owned(), one, other });
+        }
+        Ok(one)
+    }
+
+    /// One from the stash.
+    async fn take_in(&mut self, entry: Entry, path: &Path, access: Access) -> Result<File, Error> {
+        let name = entry.name;
+        let reopening = self.options.reopening(&name, entry.access, access);
+        let file = reopen(&mut self.stage, &reopening).await?;
+        // Only now nobody else can put another in its place.
+        let entry = self.entry(&name).await?;
+        let entry = entry.ok_or_else(|| absent(&name))?;
+        if !self.options.trusts(entry.giver.uid) {
+            return Err(Error::Stranger { name, giver: entry.giver });
+        }
+        let member = Member { name, path: path.to_owned(), access, kept: entry.access };
+        self.add(member, file)
+    }
+
+    /// One from the file system, into the stash.
+    async fn open_new(&mut self, name: Name, path: &Path, access: Access) -> Result<File, Error> {
+        let (file, fresh) = self.open_path(path, access).await?;
+        self.give(&name, &file, fresh, Clash::Refuse).await?;
+        let member = Member { name, path: path.to_owned(), access, kept: access };
+        self.add(member, file)
+    }
+
+    /// What stands at a member's path now, if it is not the file that is open already; and into the
+    /// stash in its place.
+    pub(crate) async fn open_anew(
+        &mut self,
+        member: &Member,
+        current: &File,
+    ) -> Result<Option<File>, Error> {
+        let (file, fresh) = self.open_path(&member.path, member.access).await?;
+        if is_same(&file, current).map_err(|source| of_file(&member.path, source))? {
+            return Ok(None);
+        }
+        self.give(&member.name, &file, fresh, Clash::Replace).await?;
+        let member = Member { kept: member.access, ..member.clone() };
+        self.add(member, file).map(Some)
+    }
+
+    /// Tells also whether the stash can have an open file description of its own.
+    async fn open_path(&mut self, path: &Path, access: Access) -> Result<(File, bool), Error> {
+        let (options, at) = (self.options.clone(), path.to_owned());
+        let opened = self.stage.wait_for(move || {
+            let file = options.open_path(&at, access)?;
+            let kind = file.metadata()?.file_type();
+            Ok((file, kind.is_file() || kind.is_block_device()))
+        });
+        opened.await.map_err(|source| of_file(path, source))
+    }
+
+    async fn give(
+        &mut self,
+        name: &Name,
+        file: &File,
+        fresh: bool,
+        clash: Clash,
+    ) -> Result<(), Error> {
+        let gift = Gift {
+            fresh,
+            may_reopen: self.options.may_reopen,
+            share: self.options.share.clone(),
+            labels: self.options.labels.clone(),
+            ..Gift::new(name.clone(), file)
+        };
+        self.stage.run(&Job::give(&[gift], clash)?).await.map(drop)
+    }
+
+    /// The one file of a set that was opened anew.
+    pub(crate) fn first(&self) -> Result<File, Error> {
+        duplicate(&self.opened[0].file)
+    }
+
+    fn add(&mut self, member: Member, file: File) -> Result<File, Error> {
+        let lent = duplicate(&file)?;
+        self.opened.push(Opened { member, file });
+        Ok(lent)
+    }
+}
+
+/// The files of an image, or the one file, and how they are opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Set {
+    pub(crate) members: Vec<Member>,
+    pub(crate) options: OpenOptions,
+}
+
+async fn reopen(stage: &mut Stage<'_>, reopening: &Reopening) -> Result<File, Error> {
+    let mut fds = handed(stage.run(&Job::reopen(slice::from_ref(reopening))?).await?);
+    // What a question's answer is, the codec has seen to.
+    fds.pop().map(|handed| handed.fd.into()).ok_or(Error::RolledBack)
+}
+
+fn duplicate(file: &File) -> Result<File, Error> {
+    file.try_clone().map_err(|_| Error::NoRoom)
+}
+
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
+fn of_file(path: &Path, source: io::Error) -> Error {
+    Error::File { path: path.to_owned(), source }
+}
+
+fn absent(name: &Name) -> Error {
+    Refusal::NotFound { name: name.to_string() }.into()
+}
