@@ -8,12 +8,16 @@
  * has changed unless it says otherwise, and fdstash_error() has words for it. errno itself is left as
  * it comes. Beside what open(2) fails with:
  *
- *   -ENOENT           there is no such entry in the stash, or none that this user may use
- *   -EACCES           this user may not do that to the entry
+ *   -ENOENT           there is no such entry in the stash, or none that this user may use; or the
+ *                     descriptor is none that fdstash_open has opened
+ *   -EACCES           this user may not do that to the entry; or a stranger has given it
  *   -EBUSY            a transaction of somebody else's holds the entry
  *   -EEXIST           there is an entry of that name already
  *   -EINVAL           an argument is NULL or cannot be a name: that is 1 to 255 printable ASCII
- *                     characters without ':'
+ *                     characters without ':'; or the flags are not such as can be opened with
+ *   -ESTALE           the stash keeps another file under that name by now
+ *   -ENOTUNIQ         the stash keeps several files for that path
+ *   -ENAMETOOLONG     the path is too long for the name of an entry
  *   -EBADF            the number is no open descriptor
  *   -EMFILE           this process has no room for another descriptor
  *   -ENFILE           the stash has no room (a limit of the daemon's)
@@ -38,6 +42,8 @@
 
 #ifndef FDSTASH_H
 #define FDSTASH_H
+
+#include <sys/types.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -75,6 +81,45 @@ int fdstash_give(const char *name, int fd);
  * Returns the descriptor, which is close-on-exec and the caller's; -ENOENT where there is none.
  */
 int fdstash_take(const char *name);
+
+/**
+ * Opens a file as open(2) does, but looks in the stash first: under the file's absolute path, where
+ * ':', '%' and all that is not printable ASCII stand as '%' and two hexadecimal digits, and then for an
+ * entry whose file had that path when it was given. Only what this user or root has given is taken. A
+ * file that is not there is opened by its path, with this process's own rights, and put into the stash.
+ *
+ * So a program that is started again, or may not open the file any more, or finds it renamed or
+ * deleted, gets the very file that it had. What it gets shares neither offset nor flags nor locks
+ * with what the stash keeps.
+ *
+ * The flags are an access mode and O_CREAT, O_APPEND, O_DIRECT, O_SYNC, O_DSYNC, O_NOATIME; O_CLOEXEC
+ * and O_NOCTTY are implied. The mode is for O_CREAT, and less the umask; else 0.
+ *
+ * Returns the descriptor, which is close-on-exec and the caller's; close(2) closes it and no more.
+ */
+int fdstash_open(const char *path, int flags, mode_t mode);
+
+/**
+ * Opens the very file again that fdstash_open has opened, whatever its path is called by now, with the
+ * flags given here and no others; as there, but without O_CREAT. Only when that has succeeded does the
+ * descriptor, under the same number, refer to what was opened. On failure it is as it was.
+ *
+ * Its offset is then 0, and locks are to be taken anew: those that it had are gone. What the stash
+ * keeps has the new flags too, but never less access than before, so that one can go back. Access that
+ * it does not have takes this user's own right to it, else -EACCES. Duplicates of the descriptor still
+ * refer to what was open before.
+ *
+ * Returns 0.
+ */
+int fdstash_reopen(int fd, int flags);
+
+/**
+ * Has the stash forget a file that fdstash_open has opened, and closes the descriptor. On failure both
+ * are as they were.
+ *
+ * Returns 0.
+ */
+int fdstash_close(int fd);
 
 /**
  * Tells what happened at the last failure in this thread, to what, and what can be done about it; an

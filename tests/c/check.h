@@ -1,8 +1,11 @@
 /* What the programs here are made of. Each tells a story to the end and exits with 0, or says which line
- * of it does not hold. */
+ * of it does not hold. It includes this first. */
 #ifndef CHECK_H
 #define CHECK_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <fdstash.h>

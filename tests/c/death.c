@@ -1,7 +1,7 @@
 /* The daemon's serving process is killed again and again, in the midst of calls; then all of the daemon. */
-#include <signal.h>
-
 #include "check.h"
+
+#include <signal.h>
 
 static volatile sig_atomic_t pipe_signals;
 

@@ -1,8 +1,8 @@
 /* Children of a fork use the stash while their parent does, each over a connection of its own. */
+#include "check.h"
+
 #include <sys/socket.h>
 #include <sys/un.h>
-
-#include "check.h"
 
 enum { CHILDREN = 4 };
 

@@ -1,8 +1,8 @@
 /* The daemon reads no more, and the descriptor is sent to it all the same: that raises SIGPIPE, which
  * ends a program that has not said what else it wants. */
-#include <signal.h>
-
 #include "check.h"
+
+#include <signal.h>
 
 int main(void)
 {

@@ -1,7 +1,7 @@
 /* Several threads use the stash while another forks, whatever they are at just then. */
-#include <pthread.h>
-
 #include "check.h"
+
+#include <pthread.h>
 
 enum { THREADS = 3, CHILDREN = 20 };
 

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, error::Error as _, ffi::CString, io};
 
-use fdstash::{BadName, Error, Refusal};
+use fdstash::{BadName, Error, Name, Refusal};
 use libc::{c_char, c_int};
 
 /// Why a function did not do what it was asked.
@@ -16,6 +16,15 @@ pub(crate) enum Failure {
 
     #[error("{fd} is no open descriptor")]
     BadDescriptor { fd: c_int },
+
+    #[error("cannot open with the flags {flags:#o}: {why}")]
+    Flags { flags: c_int, why: &'static str },
+
+    #[error("descriptor {fd} is none that fdstash_open has opened")]
+    NotOpened { fd: c_int },
+
+    #[error("entry \"{name}\" keeps another file by now")]
+    AnotherFile { name: Name },
 
     #[error("this process has no connection to a stash")]
     NotInitialised,
@@ -39,7 +48,9 @@ impl Failure {
     /// The errno for it, as the table in the head of `fdstash.h` says. Positive.
     pub(crate) fn errno(&self) -> c_int {
         match self {
-            Self::Null { .. } | Self::BadName { .. } => libc::EINVAL,
+            Self::Null { .. } | Self::BadName { .. } | Self::Flags { .. } => libc::EINVAL,
+            Self::NotOpened { .. } => libc::ENOENT,
+            Self::AnotherFile { .. } => libc::ESTALE,
             Self::BadDescriptor { .. } => libc::EBADF,
             Self::NotInitialised => libc::ENOTCONN,
             Self::System { source, .. } => of_kernel(source),
@@ -56,7 +67,13 @@ impl Failure {
             Self::NotInitialised => Some("call fdstash_init first".into()),
             Self::Stash(error) => error.advice(),
             Self::Fault => Some("the next call connects anew".into()),
-            Self::Null { .. } | Self::BadDescriptor { .. } | Self::System { .. } => None,
+            Self::NotOpened { .. } | Self::AnotherFile { .. } => {
+                Some("open its path with fdstash_open".into())
+            }
+            Self::Null { .. }
+            | Self::BadDescriptor { .. }
+            | Self::Flags { .. }
+            | Self::System { .. } => None,
         }
     }
 
@@ -84,7 +101,12 @@ fn of_stash(error: &Error) -> c_int {
         Error::RolledBack => libc::ECANCELED,
         Error::NoRoom => libc::EMFILE,
         Error::CallTooLong { .. } => libc::EMSGSIZE,
-        Error::Io(error) => of_kernel(error),
+        Error::Io(error) | Error::File { source: error, .. } => of_kernel(error),
+        Error::Stranger { .. } => libc::EACCES,
+        Error::Ambiguous { .. } => libc::ENOTUNIQ,
+        Error::NoName { .. } => libc::ENAMETOOLONG,
+        Error::ReadOnly { .. } => libc::EROFS,
+        Error::AnotherFile { .. } => libc::ESTALE,
         // What a later version of the library knows beside these is of no use to C either.
         Error::UnknownRefusal { .. } | Error::Protocol(_) | _ => libc::EPROTO,
     }
@@ -177,9 +199,10 @@ mod tests {
     fn each_thread_has_its_own_last_words() {
         remember(&Failure::NotInitialised);
 
-        let elsewhere = std::thread::spawn(|| last_words() == c"".as_ptr()).join();
+        let has_some = || LAST.with(|last| last.borrow().is_some());
+        let elsewhere = std::thread::spawn(has_some).join();
 
-        assert!(elsewhere.is_ok_and(|is_empty| is_empty));
-        assert_ne!(last_words(), c"".as_ptr());
+        assert!(elsewhere.is_ok_and(|has_some| !has_some));
+        assert!(has_some());
     }
 }

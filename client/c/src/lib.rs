@@ -8,6 +8,8 @@
 #[forbid(unsafe_code)]
 mod failure;
 #[forbid(unsafe_code)]
+mod file;
+#[forbid(unsafe_code)]
 mod session;
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{BorrowedFd, IntoRawFd},
+        fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     panic::{self, AssertUnwindSafe},
@@ -25,7 +27,7 @@ use std::{
 };
 
 use fdstash::{Gift, Name};
-use libc::{c_char, c_int};
+use libc::{c_char, c_int, mode_t};
 
 use crate::failure::Failure;
 
@@ -86,6 +88,67 @@ pub unsafe extern "C" fn fdstash_take(name: *const c_char) -> c_int {
             session::handed(stash, outcome)
         })?;
         Ok(fd.into_raw_fd())
+    })
+}
+
+/// Opens a file as open(2) does, but looks in the stash first: under the file's absolute path, where
+/// ':', '%' and all that is not printable ASCII stand as '%' and two hexadecimal digits, and then for an
+/// entry whose file had that path when it was given. Only what this user or root has given is taken. A
+/// file that is not there is opened by its path, with this process's own rights, and put into the stash.
+///
+/// So a program that is started again, or may not open the file any more, or finds it renamed or
+/// deleted, gets the very file that it had. What it gets shares neither offset nor flags nor locks
+/// with what the stash keeps.
+///
+/// The flags are an access mode and O_CREAT, O_APPEND, O_DIRECT, O_SYNC, O_DSYNC, O_NOATIME; O_CLOEXEC
+/// and O_NOCTTY are implied. The mode is for O_CREAT, and less the umask; else 0.
+///
+/// Returns the descriptor, which is close-on-exec and the caller's; close(2) closes it and no more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdstash_open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+    answer(|| {
+        // SAFETY: C promises a string, or NULL.
+        let path = unsafe { text(path) }.ok_or(Failure::Null { argument: "the path" })?;
+        let (fd, opened) = file::open(&as_path(path), flags, mode)?;
+        let number = fd.into_raw_fd();
+        session::note(number, opened);
+        Ok(number)
+    })
+}
+
+/// Opens the very file again that fdstash_open has opened, whatever its path is called by now, with the
+/// flags given here and no others; as there, but without O_CREAT. Only when that has succeeded does the
+/// descriptor, under the same number, refer to what was opened. On failure it is as it was.
+///
+/// Its offset is then 0, and locks are to be taken anew: those that it had are gone. What the stash
+/// keeps has the new flags too, but never less access than before, so that one can go back. Access that
+/// it does not have takes this user's own right to it, else -EACCES. Duplicates of the descriptor still
+/// refer to what was open before.
+///
+/// Returns 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdstash_reopen(fd: c_int, flags: c_int) -> c_int {
+    answer(|| {
+        // SAFETY: C promises not to close the descriptor meanwhile.
+        let opened = file::reopen(fd, unsafe { borrowed(fd) }?, flags)?;
+        put(&opened, fd)?;
+        Ok(0)
+    })
+}
+
+/// Has the stash forget a file that fdstash_open has opened, and closes the descriptor. On failure both
+/// are as they were.
+///
+/// Returns 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdstash_close(fd: c_int) -> c_int {
+    answer(|| {
+        // SAFETY: C promises not to close the descriptor meanwhile.
+        file::forget(fd, unsafe { borrowed(fd) }?)?;
+        session::strike(fd);
+        // SAFETY: C has handed it over to be closed. What close(2) fails with changes nothing of that.
+        unsafe { libc::close(fd) };
+        Ok(0)
     })
 }
 
@@ -154,6 +217,28 @@ fn watch_forks() -> Result<(), Failure> {
         0 => Ok(()),
         errno => Err(Failure::system("watch forks", io::Error::from_raw_os_error(errno))),
     }
+}
+
+/// Has a number of the caller's refer to what was opened, and be close-on-exec or not as it was.
+fn put(opened: &OwnedFd, number: c_int) -> Result<(), Failure> {
+    let done = |result: c_int| match result {
+        ..0 => Err(Failure::system(
+            format!("put it under number {number}"),
+            io::Error::last_os_error(),
+        )),
+        result => Ok(result),
+    };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "dup3(2) takes a number; `opened` outlives the call"
+    )]
+    let opened = opened.as_raw_fd();
+    // SAFETY: both look at numbers. What `number` referred to is the caller's, who wants it replaced.
+    unsafe {
+        let is_cloexec = done(libc::fcntl(number, libc::F_GETFD))? & libc::FD_CLOEXEC != 0;
+        done(libc::dup3(opened, number, if is_cloexec { libc::O_CLOEXEC } else { 0 }))?;
+    }
+    Ok(())
 }
 
 /// A string of C's, which NULL is not.

@@ -1,42 +1,62 @@
 //! [`Session`]: the stash that this process speaks to, and the one connection that its threads share.
 //!
 //! A connection is one process's. A child of fork(2) has its parent's socket too, and would mix its
-//! calls with the parent's; so who finds itself in another process begins a session of its own, and
-//! only lets go of the socket, which leaves the parent's connection as it is.
+//! calls with the parent's; so who finds itself in another process connects anew, and only lets go of
+//! the socket, which leaves the parent's connection as it is.
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     os::fd::OwnedFd,
     path::PathBuf,
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use fdstash::{Error, Handed, blocking::Client};
+use fdstash::{Error, Handed, Name, blocking::Client};
+use libc::c_int;
 
 use crate::failure::Failure;
 
 /// Held for moments only, and never while the daemon is waited for.
-static SESSION: Mutex<Option<Arc<Session>>> = Mutex::new(None);
+static SESSION: Mutex<Option<Session>> = Mutex::new(None);
 
 thread_local! {
     /// What the thread that forks holds meanwhile.
-    static HELD: Cell<Option<MutexGuard<'static, Option<Arc<Session>>>>> = const { Cell::new(None) };
+    static HELD: Cell<Option<MutexGuard<'static, Option<Session>>>> = const { Cell::new(None) };
 }
 
 struct Session {
     pid: u32,
+    connection: Arc<Connection>,
+    /// By their numbers, also of those that are closed by now.
+    opened: BTreeMap<c_int, Opened>,
+}
+
+struct Connection {
     socket: PathBuf,
     /// Held by the thread whose call is on its way. None before the first call, and while a call has
     /// it: one that panics takes its connection with it.
     client: Mutex<Option<Client>>,
 }
 
+/// What was opened through the stash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// Under which name it is kept.
+    pub(crate) name: Name,
+    /// Its device and inode.
+    pub(crate) identity: (u64, u64),
+}
+
 /// Connects, and has the session be with that stash from now on.
 pub(crate) fn begin(socket: PathBuf) -> Result<(), Failure> {
-    let client = Client::connect_to(&socket)?;
-    let session = Session { pid: process::id(), socket, client: Mutex::new(Some(client)) };
-    lock(&SESSION).replace(Arc::new(session));
+    let client = Mutex::new(Some(Client::connect_to(&socket)?));
+    let connection = Arc::new(Connection { socket, client });
+    let mut session = lock(&SESSION);
+    // What was opened stays known: most likely it is the same stash, and what is reopened is compared.
+    let opened = session.take().map(|former| former.opened).unwrap_or_default();
+    *session = Some(Session { pid: process::id(), connection, opened });
     Ok(())
 }
 
@@ -47,15 +67,34 @@ pub(crate) fn end() {
 
 /// Makes calls over the session's connection, when those of other threads are done.
 pub(crate) fn with<T>(call: impl FnOnce(&mut Client) -> Result<T, Failure>) -> Result<T, Failure> {
-    let session = current()?;
-    let mut place = lock(&session.client);
+    let connection = connection()?;
+    let mut place = lock(&connection.client);
     let mut client = match place.take() {
         Some(client) => client,
-        None => Client::connect_to(&session.socket)?,
+        None => Client::connect_to(&connection.socket)?,
     };
     let outcome = call(&mut client);
     place.replace(client);
     outcome
+}
+
+/// Takes note of what a number stands for.
+pub(crate) fn note(fd: c_int, opened: Opened) {
+    if let Some(session) = lock(&SESSION).as_mut() {
+        session.opened.insert(fd, opened);
+    }
+}
+
+/// Takes note that a number stands for nothing any more.
+pub(crate) fn strike(fd: c_int) {
+    if let Some(session) = lock(&SESSION).as_mut() {
+        session.opened.remove(&fd);
+    }
+}
+
+/// What a number stood for when it was noted last.
+pub(crate) fn noted(fd: c_int) -> Option<Opened> {
+    lock(&SESSION).as_ref()?.opened.get(&fd).cloned()
 }
 
 /// The one descriptor that a call has handed out. It is so too where it had arrived and the daemon went
@@ -75,18 +114,17 @@ pub(crate) fn handed(
     Ok(handed.remove(0).fd)
 }
 
-fn current() -> Result<Arc<Session>, Failure> {
-    let mut current = lock(&SESSION);
-    let session = current.as_ref().ok_or(Failure::NotInitialised)?;
-    if session.pid == process::id() {
-        return Ok(Arc::clone(session));
+fn connection() -> Result<Arc<Connection>, Failure> {
+    let mut session = lock(&SESSION);
+    let session = session.as_mut().ok_or(Failure::NotInitialised)?;
+    if session.pid != process::id() {
+        // We are a child. Where a thread of the parent was in the midst of a call at the fork, its
+        // connection is never released here, so that nobody finds it half changed.
+        let socket = session.connection.socket.clone();
+        session.connection = Arc::new(Connection { socket, client: Mutex::new(None) });
+        session.pid = process::id();
     }
-    // We are a child. Where a thread of the parent was in the midst of a call at the fork, what that
-    // has of the parent's session is never released here, so that nobody finds it half changed.
-    let socket = session.socket.clone();
-    let own = Arc::new(Session { pid: process::id(), socket, client: Mutex::new(None) });
-    current.replace(Arc::clone(&own));
-    Ok(own)
+    Ok(Arc::clone(&session.connection))
 }
 
 /// For pthread_atfork(3): holds the session still, so that a child never finds it held by a thread
