@@ -34,7 +34,8 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(if $(IMAGO),--all-features) -- $(WARNINGS)
 	$(CARGO) clippy --package fdstash --no-default-features -- $(WARNINGS)
-	RUSTDOCFLAGS="$(WARNINGS)" $(CARGO) doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="$(WARNINGS)" $(CARGO) doc --workspace $(if $(IMAGO),--all-features) --no-deps \
+		--document-private-items
 
 # The programs first: the end-to-end tests run them, also one that dies at every step.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps

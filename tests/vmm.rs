@@ -31,7 +31,7 @@ fn a_vmm_never_loses_its_disk_whoever_dies() {
         "The switch is refused",
         "The stash is as it was",
         "6 switches done, over",
-        "every block is as it was",
+        "every block was as it was",
         "20 switches more, without a path",
         "I/O operations, 0 errors",
         "No errors were found",

@@ -27,7 +27,7 @@
 //! # }
 //! ```
 //!
-//! A VMM that shall open nothing itself says [`OpenOptions::only_stash`]: then it opens what management has
+//! A VMM that shall open nothing itself says [`OpenOptions::only_stash`](crate::OpenOptions::only_stash): then it opens what management has
 //! given to the stash, by name or by the paths that the images' headers have, and refuses all else.
 
 use std::{

@@ -144,7 +144,11 @@ impl Work {
         for block in 0..BLOCKS {
             let relied_on = self.record.generation(block)?;
             match self.read(block).await?.generation(block) {
-                Some(generation) if generation >= relied_on => found.push(generation),
+                Some(generation) if generation >= relied_on => {
+                    // It may have been written once more before the last VMM was killed.
+                    self.record.note(block, generation)?;
+                    found.push(generation);
+                }
                 Some(generation) => {
                     return Err(format!(
                         "block {block} was written {relied_on} times and is as after {generation}"
