@@ -42,6 +42,15 @@ fn files_are_opened_out_of_the_stash() {
 }
 
 #[test]
+fn one_file_is_opened_by_several_processes_at_once() {
+    let daemon = Daemon::spawn();
+
+    Story::begin(&Library::install(), "crowd", daemon.socket(), Checked::Plainly).ends_well();
+
+    assert_eq!(daemon.client().list(&pattern("*")).unwrap(), []);
+}
+
+#[test]
 fn a_file_is_opened_again_or_is_as_it_was() {
     let library = Library::install();
     for checked in [Checked::Plainly, Checked::ByValgrind] {

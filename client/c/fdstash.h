@@ -11,8 +11,8 @@
  *   -ENOENT           there is no such entry in the stash, or none that this user may use; or the
  *                     descriptor is none that fdstash_open has opened
  *   -EACCES           this user may not do that to the entry; or a stranger has given it
- *   -EBUSY            a transaction of somebody else's holds the entry
- *   -EEXIST           there is an entry of that name already
+ *   -EBUSY            a transaction of somebody else's holds the entry; the functions that open and
+ *                     close files have waited for it for some two seconds
  *   -EINVAL           an argument is NULL or cannot be a name: that is 1 to 255 printable ASCII
  *                     characters without ':'; or the flags are not such as can be opened with
  *   -ESTALE           the stash keeps another file under that name by now
@@ -89,8 +89,8 @@ int fdstash_take(const char *name);
  * file that is not there is opened by its path, with this process's own rights, and put into the stash.
  *
  * So a program that is started again, or may not open the file any more, or finds it renamed or
- * deleted, gets the very file that it had. What it gets shares neither offset nor flags nor locks
- * with what the stash keeps.
+ * deleted, gets the very file that it had. A regular file or block device shares neither offset nor
+ * flags nor locks with what the stash keeps.
  *
  * The flags are an access mode and O_CREAT, O_APPEND, O_DIRECT, O_SYNC, O_DSYNC, O_NOATIME; O_CLOEXEC
  * and O_NOCTTY are implied. The mode is for O_CREAT, and less the umask; else 0.
@@ -104,10 +104,10 @@ int fdstash_open(const char *path, int flags, mode_t mode);
  * flags given here and no others; as there, but without O_CREAT. Only when that has succeeded does the
  * descriptor, under the same number, refer to what was opened. On failure it is as it was.
  *
- * Its offset is then 0, and locks are to be taken anew: those that it had are gone. What the stash
+ * Its offset is then 0, and it has no locks; those of F_SETLK, which go with any close of the file, this
+ * process has lost. Duplicates of the descriptor still refer to what was open before. What the stash
  * keeps has the new flags too, but never less access than before, so that one can go back. Access that
- * it does not have takes this user's own right to it, else -EACCES. Duplicates of the descriptor still
- * refer to what was open before.
+ * it does not have takes this user's own right to it, else -EACCES.
  *
  * Returns 0.
  */

@@ -97,8 +97,8 @@ pub unsafe extern "C" fn fdstash_take(name: *const c_char) -> c_int {
 /// file that is not there is opened by its path, with this process's own rights, and put into the stash.
 ///
 /// So a program that is started again, or may not open the file any more, or finds it renamed or
-/// deleted, gets the very file that it had. What it gets shares neither offset nor flags nor locks
-/// with what the stash keeps.
+/// deleted, gets the very file that it had. A regular file or block device shares neither offset nor
+/// flags nor locks with what the stash keeps.
 ///
 /// The flags are an access mode and O_CREAT, O_APPEND, O_DIRECT, O_SYNC, O_DSYNC, O_NOATIME; O_CLOEXEC
 /// and O_NOCTTY are implied. The mode is for O_CREAT, and less the umask; else 0.
@@ -120,10 +120,10 @@ pub unsafe extern "C" fn fdstash_open(path: *const c_char, flags: c_int, mode: m
 /// flags given here and no others; as there, but without O_CREAT. Only when that has succeeded does the
 /// descriptor, under the same number, refer to what was opened. On failure it is as it was.
 ///
-/// Its offset is then 0, and locks are to be taken anew: those that it had are gone. What the stash
+/// Its offset is then 0, and it has no locks; those of F_SETLK, which go with any close of the file, this
+/// process has lost. Duplicates of the descriptor still refer to what was open before. What the stash
 /// keeps has the new flags too, but never less access than before, so that one can go back. Access that
-/// it does not have takes this user's own right to it, else -EACCES. Duplicates of the descriptor still
-/// refer to what was open before.
+/// it does not have takes this user's own right to it, else -EACCES.
 ///
 /// Returns 0.
 #[unsafe(no_mangle)]
