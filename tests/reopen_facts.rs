@@ -17,8 +17,8 @@ use std::{
 
 use fdstash::{Access, Error, Gift, Refusal, Reopening, blocking::Client};
 use kit::{
-    Daemon, ReadOnlyMount, SOON, file, gift, identity, is_root, name, only, pattern, skipped,
-    wait_until,
+    Attribute, BindMount, Daemon, Group, SOON, file, gift, identity, install_program, is_root,
+    name, only, pattern, skipped, wait_until,
 };
 use rustix::{
     event::{EventfdFlags, epoll, eventfd},
@@ -277,7 +277,7 @@ fn on_a_read_only_mount_nothing_reopens_for_writing() {
     let folder = daemon.path("mount");
     fs::create_dir(&folder).unwrap();
     let writable = file(folder.join("a"), "a");
-    let Some(_mount) = ReadOnlyMount::over(&folder) else {
+    let Some(_mount) = BindMount::over(&folder).and_then(BindMount::read_only) else {
         return skipped("a read-only mount takes root, and the right to mount");
     };
     let read_only = File::open(folder.join("a")).unwrap();
@@ -296,41 +296,15 @@ fn a_running_program_does_not_reopen_for_writing() {
     let daemon = Daemon::spawn();
     let mut client = daemon.client();
     let path = daemon.path("sleep");
-    fs::copy("/bin/sleep", &path).unwrap();
+    install_program(Path::new("/bin/sleep"), &path);
     keep_wider(&mut client, File::open(&path).unwrap()).unwrap();
-    let mut started = None;
-    // Not while a process that another test is just starting still has what the copy was written by.
-    wait_until(SOON, || {
-        started = Command::new(&path).arg("60").spawn().ok();
-        started.is_some()
-    });
-    let mut running = started.unwrap();
+    let _running = Group::spawn(Command::new(&path).arg("60"));
 
     let to_write = reopen(&mut client, for_access(Access::ReadWrite));
     let to_read = reopen(&mut client, for_access(Access::Read));
-    running.kill().unwrap();
-    running.wait().unwrap();
 
     assert_eq!(to_write.unwrap_err(), "ETXTBSY");
     assert!(to_read.is_ok());
-}
-
-/// Sets an attribute of a file for as long as it lives.
-struct Attribute<'a>(&'a Path, &'static str);
-
-impl<'a> Attribute<'a> {
-    fn set(path: &'a Path, attribute: &'static str) -> Option<Self> {
-        let mut chattr = Command::new("chattr");
-        chattr.arg(format!("+{attribute}")).arg(path);
-        let done = chattr.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-        done.then_some(Self(path, attribute))
-    }
-}
-
-impl Drop for Attribute<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("chattr").arg(format!("-{}", self.1)).arg(self.0).status();
-    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! comes through them, never by number.
 
 mod daemon;
+mod fuse;
 mod group;
 mod machine;
 mod program;
@@ -26,8 +27,9 @@ use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
     daemon::{Builder, Daemon},
+    fuse::{Fuse, Opens},
     group::Group,
-    machine::{Lease, ReadOnlyMount, is_root, python, raise_open_files, skipped},
+    machine::{Attribute, BindMount, Lease, is_root, python, raise_open_files, skipped},
     program::{install_program, program, program_with_steps},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},

@@ -84,30 +84,55 @@ impl Drop for Lease {
     }
 }
 
-/// A folder that is mounted once more over itself, so that nobody can write below it.
+/// A folder that is mounted once more over itself, for as long as this lives.
 #[derive(Debug)]
-pub struct ReadOnlyMount(PathBuf);
+pub struct BindMount(PathBuf);
 
-impl ReadOnlyMount {
+impl BindMount {
     /// Mounts it; none, where this machine does not let us.
     #[must_use]
     pub fn over(folder: &Path) -> Option<Self> {
-        let mount = |args: &[&str]| {
-            let mounted =
-                Command::new("mount").args(args).arg(folder).stderr(Stdio::null()).status();
-            mounted.is_ok_and(|status| status.success())
-        };
-        let path = folder.to_str()?;
-        if !mount(&["--bind", path]) {
-            return None;
-        }
-        let mounted = Self(folder.to_owned());
-        mount(&["-o", "remount,bind,ro"]).then_some(mounted)
+        mount(&["--bind", folder.to_str()?], folder).then(|| Self(folder.to_owned()))
+    }
+
+    /// Lets nobody write below it; none, where that cannot be.
+    #[must_use]
+    pub fn read_only(self) -> Option<Self> {
+        mount(&["-o", "remount,bind,ro"], &self.0).then_some(self)
     }
 }
 
-impl Drop for ReadOnlyMount {
+impl Drop for BindMount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn mount(args: &[&str], folder: &Path) -> bool {
+    let mounted = Command::new("mount").args(args).arg(folder).stderr(Stdio::null()).status();
+    mounted.is_ok_and(|status| status.success())
+}
+
+/// An attribute of a file (chattr), set for as long as this lives.
+#[derive(Debug)]
+pub struct Attribute {
+    path: PathBuf,
+    attribute: &'static str,
+}
+
+impl Attribute {
+    /// Sets it; none, where this machine or the file system does not let us.
+    #[must_use]
+    pub fn set(path: &Path, attribute: &'static str) -> Option<Self> {
+        let mut chattr = Command::new("chattr");
+        chattr.arg(format!("+{attribute}")).arg(path);
+        let done = chattr.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        done.then(|| Self { path: path.to_owned(), attribute })
+    }
+}
+
+impl Drop for Attribute {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg(format!("-{}", self.attribute)).arg(&self.path).status();
     }
 }
