@@ -6,6 +6,7 @@
 //! comes through them, never by number.
 
 mod daemon;
+mod fuse;
 mod group;
 mod images;
 mod io;
@@ -31,6 +32,7 @@ use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
     daemon::{Builder, Daemon},
+    fuse::{Fuse, Opens},
     group::Group,
     images::{Image, ImageFile},
     io::{Ended, Io, Written},
