@@ -11,7 +11,6 @@ use std::{
             net::UnixStream,
         },
     },
-    path::Path,
     process::{Command, Stdio},
 };
 
