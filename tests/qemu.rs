@@ -44,11 +44,17 @@ fn start<'a>(daemon: &'a Daemon, before: &[&str], arguments: &[&str]) -> Option<
         .spawn()
         .expect("QEMU can be started");
     let mut qemu = Qemu { process, daemon, pid: None };
-    let is_there = |name: &str| UnixStream::connect(daemon.path(name)).is_ok();
-    wait_until(SOON, || is_there("qmp") && is_there("qmp-tests"));
+    // It makes this one last. While it starts, QEMU 7.2 can die of a connection that ends before it has
+    // greeted, so each is used.
+    let mut socket = None;
+    wait_until(SOON, || {
+        socket = UnixStream::connect(daemon.path("qmp-tests")).ok();
+        socket.is_some()
+    });
+    let socket = socket.expect("a monitor");
     // What starts it may stand between.
-    let socket = UnixStream::connect(daemon.path("qmp-tests")).expect("a monitor");
     qemu.pid = rustix::net::sockopt::socket_peercred(&socket).ok().map(|peer| peer.pid);
+    execute(&socket, "query-status", json!({}), &[]);
     Some(qemu)
 }
 
@@ -69,22 +75,7 @@ impl Qemu<'_> {
     #[track_caller]
     fn executes_with(&self, command: &str, arguments: Value, fds: &[File]) -> Value {
         let socket = UnixStream::connect(self.daemon.path("qmp-tests")).expect("a monitor");
-        let mut lines = BufReader::new(socket.try_clone().expect("a duplicate")).lines();
-        let negotiation = json!({ "execute": "qmp_capabilities" });
-        let command = json!({ "execute": command, "arguments": arguments });
-        let answers = [(negotiation, &[][..]), (command, fds)].map(|(command, fds)| {
-            socket::send(&socket, command.to_string().as_bytes(), fds).expect("QEMU reads");
-            loop {
-                let line = lines.next().expect("an answer").expect("an answer");
-                let said: Value = serde_json::from_str(&line).expect("JSON");
-                assert!(said.get("error").is_none(), "{command}: {said}");
-                if let Some(answer) = said.get("return") {
-                    break answer.clone();
-                }
-            }
-        });
-        let [_, answer] = answers;
-        answer
+        execute(&socket, command, arguments, fds)
     }
 
     /// Writes or reads 64 KiB of a node, which must work; what is read is compared with a pattern.
@@ -148,6 +139,27 @@ impl Drop for Qemu<'_> {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Has a command executed over a new connection, with descriptors beside it.
+#[track_caller]
+fn execute(socket: &UnixStream, command: &str, arguments: Value, fds: &[File]) -> Value {
+    let mut lines = BufReader::new(socket.try_clone().expect("a duplicate")).lines();
+    let negotiation = json!({ "execute": "qmp_capabilities" });
+    let command = json!({ "execute": command, "arguments": arguments });
+    let answers = [(negotiation, &[][..]), (command, fds)].map(|(command, fds)| {
+        socket::send(socket, command.to_string().as_bytes(), fds).expect("QEMU reads");
+        loop {
+            let line = lines.next().expect("an answer").expect("an answer");
+            let said: Value = serde_json::from_str(&line).expect("JSON");
+            assert!(said.get("error").is_none(), "{command}: {said}");
+            if let Some(answer) = said.get("return") {
+                break answer.clone();
+            }
+        }
+    });
+    let [_, answer] = answers;
+    answer
 }
 
 /// Makes an image in the daemon's folder, by `qemu-img create`.

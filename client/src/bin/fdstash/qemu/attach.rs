@@ -354,10 +354,20 @@ pub(super) fn settle(
     stash: &mut Client,
     reopenings: &[Reopening],
 ) -> anyhow::Result<()> {
-    let Err(first) = committed else { return Ok(()) };
-    let Err(error) = stash.reopen(reopenings) else { return Ok(()) };
-    Err(error).context(format!(
+    const AGAIN: usize = 3;
+    let Err(mut error) = committed else { return Ok(()) };
+    for _ in 0..AGAIN {
+        match stash.reopen(reopenings) {
+            Ok(_) => return Ok(()),
+            Err(again) => error = again,
+        }
+        if !matches!(error, fdstash::Error::ConnectionLost { .. }) {
+            break;
+        }
+    }
+    // In words, since what the library advises is for who has lost something.
+    Err(anyhow::anyhow!(
         "QEMU has the new descriptors and works with them, but the stash still keeps the files as they \
-         were before ({first}); `fdstash qemu reopen` of the node makes them agree"
+         were before: {error}; `fdstash qemu reopen` of the node makes them agree"
     ))
 }

@@ -21,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use clap::Args;
 use fdstash::{Handed, Name, Reopening, blocking::Transaction};
 use rustix::fs::fstat;
@@ -195,47 +194,58 @@ fn go_over(
     }
     let (old, over) = leftovers(plan, &sets, &before);
     let stuck = tidy(monitor, &over)?;
+    add_new(monitor, plan, handed, added)?;
+    let options = plan.options();
+    let began = Instant::now();
+    if !options.is_empty() {
+        let went = monitor.execute("blockdev-reopen", json!({ "options": options }), None);
+        went.map_err(|error| with_locks(error, stuck))?;
+    }
+    let took = began.elapsed();
+    let wrong = check(monitor, plan, &before)?;
+    Ok(Swap { took, wrong, old })
+}
+
+/// Puts the new descriptors beside the old ones.
+fn add_new(
+    monitor: &mut dyn Monitor,
+    plan: &Plan,
+    handed: Vec<Handed<OwnedFd>>,
+    added: &mut Vec<Place>,
+) -> anyhow::Result<()> {
     for ((step, _), Handed { name, fd }) in plan.kept().zip(handed) {
         let stat = fstat(&fd)?;
         anyhow::ensure!(
             step.mark.file.is_none_or(|file| file == (stat.st_dev, stat.st_ino)),
-            "entry {:?} has another file than node {:?} was opened from, and a guest must not go on \
+            "entry {:?} has another file now than node {:?} was opened from, and a guest must not go on \
              in another file",
             name.as_str(),
             step.file.node()
         );
-        if !step.changes() {
-            continue;
+        if step.changes() {
+            let mark = Mark { file: Some((stat.st_dev, stat.st_ino)), ..step.mark.clone() };
+            added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
         }
-        let mark = Mark { file: Some((stat.st_dev, stat.st_ino)), ..step.mark.clone() };
-        added.push(add_fd(monitor, Some(step.file.set), fd, &mark)?);
     }
-    let began = Instant::now();
-    let options = plan.options();
-    let went = match options.is_empty() {
-        true => Ok(Value::Null),
-        false => monitor.execute("blockdev-reopen", json!({ "options": options }), None),
-    };
-    let took = began.elapsed();
-    if stuck > 0 {
-        went.with_context(|| {
-            format!(
-                "this QEMU closes no descriptor until the guest runs, and {stuck} that were taken out of \
-                 its sets keep their locks"
-            )
-        })?;
-    } else {
-        went?;
+    Ok(())
+}
+
+/// Says of descriptors that could not be taken out that their locks may be why.
+fn with_locks(error: anyhow::Error, stuck: usize) -> anyhow::Error {
+    if stuck == 0 {
+        return error;
     }
-    let wrong = check(monitor, plan, &before)?;
-    Ok(Swap { took, wrong, old })
+    error.context(format!(
+        "this QEMU closes no descriptor until the guest runs, and {stuck} that were taken out of its \
+         sets keep their locks"
+    ))
 }
 
 /// A descriptor in QEMU: its set, and QEMU's number of it.
 type Place = (i64, i64);
 
-/// What is in the sets: what nodes have been opened from, and what a reopen has left behind that was cut
-/// off, before or after they went over.
+/// What is in the sets: what nodes that are to change have been opened from, and what a reopen has left
+/// behind that was cut off, before or after they went over.
 fn leftovers(plan: &Plan, sets: &[Set], seen: &BTreeMap<String, Seen>) -> (Vec<Place>, Vec<Place>) {
     let (mut used, mut over) = (Vec::new(), Vec::new());
     for (step, _) in plan.kept() {
