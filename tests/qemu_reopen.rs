@@ -223,7 +223,7 @@ fn reopens_two_hundred_times(make: fn(&Path) -> Image, more: &[&str]) {
 
     for round in 0..200 {
         vm.switch(round % 2 == 0, more);
-        io.goes_on_for(10);
+        io.goes_on_for(5);
     }
 
     vm.ends_well(io);
@@ -265,7 +265,7 @@ fn an_image_goes_read_only_and_back_under_reading() {
         vm.attach(&[]);
         let reading = vm.read();
 
-        for round in 0..10 {
+        for round in 0..6 {
             let read_only = round % 2 == 0;
             vm.works("reopen", &["--read-only", on_or_off(read_only)]);
             assert_eq!(vm.qemu.node(NODE).unwrap()["ro"], read_only);
@@ -571,7 +571,7 @@ fn a_daemon_that_dies_at_any_step_costs_no_io() {
     }
     let io = vm.write();
 
-    for round in 0..60 {
+    for round in 0..40 {
         // Done, in spite of it; or not, and then as if it had not been asked for.
         let direct = round % 2 == 0;
         let (was, kept) = (vm.is_direct(), vm.keeps_direct());
@@ -649,7 +649,7 @@ fn a_qemu_that_is_killed_is_started_again_on_what_the_stash_holds() {
         let mut random = Random::new(seed());
         let Some(mut vm) = Vm::with(make) else { return };
         let mut written = vm.image.written.clone();
-        for round in 0..4 {
+        for round in 0..3 {
             vm.attach(&["--direct", on_or_off(round % 2 == 0)]);
             let socket = vm.qemu.export(NODE, true).unwrap();
             written = written.found_after_a_crash(&socket, NODE).unwrap();
