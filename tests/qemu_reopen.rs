@@ -116,16 +116,21 @@ impl Vm {
     #[track_caller]
     fn switch(&self, direct: bool, more: &[&str]) {
         self.works("reopen", &[&["--direct", on_or_off(direct)], more].concat());
-        let is = self.is_direct();
+        let (is, keeps) = (self.is_direct(), self.keeps_direct());
         let changed = if more.contains(&"--chain") { is.len() } else { self.image.data_files() };
-        assert!(is[..changed].iter().all(|one| *one == direct), "{is:?}");
+        let expected = vec![direct; changed];
+        assert_eq!((&is[..changed], &keeps[..changed]), (&expected[..], &expected[..]));
     }
 
-    /// Whether QEMU has each of the files open past the page cache, as the kernel says of all of its
-    /// descriptors. The descriptor file of a VMDK it has only a copy of.
+    /// The files of which QEMU has more than a copy, as it has of the descriptor file of a VMDK.
+    fn data_files(&self) -> impl Iterator<Item = &ImageFile> {
+        self.image.files.iter().filter(|file| file.format != Some("vmdk"))
+    }
+
+    /// Whether QEMU has each of these files open past the page cache, as the kernel says of all of its
+    /// descriptors.
     #[track_caller]
     fn is_direct(&self) -> Vec<bool> {
-        let files = self.image.files.iter().filter(|file| file.format != Some("vmdk"));
         let is_direct = |file: &ImageFile| {
             let open = File::open(&file.path).expect("an image can be looked at");
             let flags = self.qemu.flags_of(identity(&open));
@@ -134,21 +139,21 @@ impl Vm {
             assert!(direct == 0 || direct == flags.len(), "of {flags:?} some are direct");
             direct > 0
         };
-        files.map(is_direct).collect()
+        self.data_files().map(is_direct).collect()
     }
 
     fn entries(&self) -> Vec<Entry> {
         self.daemon.client().list(&pattern("*")).expect("a list")
     }
 
-    /// Whether the stash keeps each of the files past the page cache.
+    /// Whether the stash keeps each of these files past the page cache.
     fn keeps_direct(&self) -> Vec<bool> {
         let entries = self.entries();
         let is_direct = |file: &ImageFile| {
             let entry = entries.iter().find(|entry| entry.name.as_str() == file.entry);
             entry.expect("the stash keeps it").flags.contains(Flags::DIRECT)
         };
-        self.image.files.iter().map(is_direct).collect()
+        self.data_files().map(is_direct).collect()
     }
 
     /// What QEMU has: how each node is open, and how many descriptors it was sent.
@@ -318,7 +323,7 @@ fn whichever_file_of_an_image_may_not_be_opened_all_are_as_they_were() {
         vm.image.set_mode(0o666);
         let io = vm.begin();
 
-        for file in vm.image.files.iter().filter(|file| file.format != Some("vmdk")) {
+        for file in vm.data_files() {
             vm.image.set_mode(0o666);
             vm.switch(false, &["--chain"]);
             fs::set_permissions(&file.path, permissions(0o000)).unwrap();
