@@ -4,6 +4,7 @@ use std::{
     env,
     fs::{self, File},
     io::{BufRead, BufReader},
+    net::Shutdown,
     os::unix::{
         fs::{MetadataExt, OpenOptionsExt},
         net::UnixStream,
@@ -159,6 +160,9 @@ fn execute(socket: &UnixStream, command: &str, arguments: Value, fds: &[File]) -
         }
     });
     let [_, answer] = answers;
+    // QEMU 7.2 can hang, or die, of a connection that begins while it still handles the end of another.
+    socket.shutdown(Shutdown::Write).expect("a connection can be ended");
+    lines.by_ref().for_each(drop);
     answer
 }
 
@@ -205,8 +209,12 @@ fn fails(daemon: &Daemon, line: &str, complaint: &str) {
     assert!(complained.contains(complaint), "{line}: {complained}");
 }
 
-/// Of each node, what `status` says of it: direct, read-only, how many descriptors; and what drifts.
-fn status(daemon: &Daemon, node: &str) -> (Vec<(String, bool, bool, u64)>, Vec<String>) {
+/// What `status` says of a node: its name, whether it is direct and read-only, how many descriptors its
+/// set has.
+type Told = (String, bool, bool, u64);
+
+/// What it says of each, and what drifts.
+fn status(daemon: &Daemon, node: &str) -> (Vec<Told>, Vec<String>) {
     let told = works(daemon, &format!("status --json --node {node}"));
     let told: Value = serde_json::from_str(&told).expect("JSON");
     let node = |node: &Value| {
@@ -219,7 +227,7 @@ fn status(daemon: &Daemon, node: &str) -> (Vec<(String, bool, bool, u64)>, Vec<S
     (nodes, drifts.map(|drift| drift.as_str().expect("text").to_owned()).collect())
 }
 
-fn node(name: &str, direct: bool, read_only: bool) -> (String, bool, bool, u64) {
+fn node(name: &str, direct: bool, read_only: bool) -> Told {
     (name.to_owned(), direct, read_only, 1)
 }
 

@@ -26,10 +26,10 @@ Examples:
   fdstash qemu status --qmp /run/vm7.qmp --node disk0
   fdstash qemu detach --qmp /run/vm7.qmp --node disk0
 
-QEMU's socket is that of -qmp unix:/run/vm7.qmp,server=on,wait=off. To start it on an image that is
-kept, start it with -S and without that disk, attach the image, add the device, and let the guest run
-(cont). What belongs to which entry QEMU remembers itself, beside the descriptors (query-fdsets shows
-it); who does not trust it there, names the entries at each reopen (--name).";
+QEMU's socket is that of -qmp unix:/run/vm7.qmp,server=on,wait=off. To start it on an image that
+is kept, start it with -S and without that disk, attach the image, add the device, and let the
+guest run (cont). What belongs to which entry QEMU remembers itself, beside the descriptors
+(query-fdsets shows it); who does not trust it there, names the entries at each reopen (--name).";
 
 /// How often the daemon may end before QEMU has any part of what is done.
 const ATTEMPTS: usize = 20;

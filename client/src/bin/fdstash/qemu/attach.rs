@@ -36,13 +36,14 @@ Examples:
   fdstash qemu attach --qmp /run/vm7.qmp --node disk0 --image vmdk=vm7-disk \\
       --extent vm7-disk-f001 --extent vm7-disk-f002
 
-The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1, its
-file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1, disk0-extent2 and
-so on. A VMDK's descriptor is rewritten for QEMU, in memory, and what QEMU writes into it stays there:
-a new identifier of the content, with the first write. A device then refers to disk0:
+The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1,
+its file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1,
+disk0-extent2 and so on. A VMDK's descriptor is rewritten for QEMU, in memory, and what QEMU
+writes into it stays there: a new identifier of the content, with the first write. A device then
+refers to disk0:
   device_add virtio-blk-pci,drive=disk0
-QEMU gets an open file description of its own of each file, and what the stash keeps stays there. What
-fails is undone: then there is no node, and the stash is as it was.";
+QEMU gets an open file description of its own of each file, and what the stash keeps stays there.
+What fails is undone: then there is no node, and the stash is as it was.";
 
 /// Give QEMU the files of an image, and make its block nodes of them
 #[derive(Args)]

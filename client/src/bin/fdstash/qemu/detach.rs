@@ -15,8 +15,8 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash qemu detach --qmp /run/vm7.qmp --node disk0
 
-A node that a device or an export uses cannot be deleted: remove that first (device_del and wait for
-DEVICE_DELETED, block-export-del). What the stash keeps stays there.";
+A node that a device or an export uses cannot be deleted: remove that first (device_del and wait
+for DEVICE_DELETED, block-export-del). What the stash keeps stays there.";
 
 /// Delete the nodes of an image, and take its descriptors from QEMU
 #[derive(Args)]

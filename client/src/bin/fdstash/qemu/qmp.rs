@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read},
+    net::Shutdown,
     os::{
         fd::BorrowedFd,
         unix::{fs::MetadataExt, net::UnixStream},
@@ -20,6 +21,9 @@ use crate::words::plain;
 
 /// More than any answer: what is longer comes from no QEMU.
 const LONGEST_LINE: usize = 64 << 20;
+
+/// How long QEMU is waited for at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Whoever carries commands to QEMU's monitor.
 pub(crate) trait Monitor {
@@ -160,6 +164,17 @@ impl Qmp {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Qmp {
+    /// Waits until QEMU has seen the end: QEMU 7.2 can hang, or die, of a connection that begins while it
+    /// still handles the end of another.
+    fn drop(&mut self) {
+        if self.socket.shutdown(Shutdown::Write).is_ok() {
+            let deadline = Instant::now() + self.limit.min(FAREWELL);
+            while self.receive(deadline).is_ok() {}
         }
     }
 }

@@ -47,11 +47,11 @@ Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct off --chain
 
-All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it had, and
-the stash is as it was.
+All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it
+had, and the stash is as it was.
 
-Of nodes that QEMU was started with, and not those of `fdstash qemu attach`, it must be said which entry
-has which file, and once what options they have:
+Of nodes that QEMU was started with, and not those of `fdstash qemu attach`, it must be said
+which entry has which file, and once what options they have:
   fdstash take vm7-disk0 --copy --fresh --fd 3 -- qemu-system-x86_64 \\
       -qmp unix:/run/vm7.qmp,server=on,wait=off -add-fd fd=3,set=1,opaque=vm7-disk0 \\
       -blockdev driver=file,node-name=disk0-file,filename=/dev/fdset/1,aio=threads \\

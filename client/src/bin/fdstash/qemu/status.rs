@@ -26,8 +26,9 @@ Examples:
   fdstash qemu status --qmp /run/vm7.qmp --node disk0
   fdstash qemu status --qmp /run/vm7.qmp --node disk0 --json | jq '.nodes[].direct'
 
-FDS is how many descriptors the node's set has. More than one are left over from a reopen that was cut
-off; the next one removes them.";
+FDS is how many descriptors the node's set has. More than one are left over from a reopen that was
+cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile); the next reopen
+removes them.";
 
 /// Show the nodes of an image, as QEMU has them and as the stash keeps their files
 #[derive(Args)]
