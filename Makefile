@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint unit bench install uninstall clean
+.PHONY: all demo demo-qemu test lint unit header bench install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -30,7 +30,7 @@ demo-qemu:
 	@target/release/examples/qemu
 
 test:
-	@tests/need cc cargo $(LINTS) qemu-img qemu-io qemu-system-x86_64 chattr \
+	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
@@ -48,9 +48,13 @@ lint:
 # The programs first: the end-to-end tests run them, also one that dies at every step.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
 unit:
-	$(CARGO) build --workspace $(IMAGO) --bins --examples
+	$(CARGO) build --workspace $(IMAGO) --lib --bins --examples
 	$(CARGO) build --package fdstashd --features crash-steps --target-dir $(STEPS)
 	$(CARGO) test --workspace $(IMAGO)
+
+# Makes the C library's header anew; a test compares it with the source.
+header:
+	FDSTASH_WRITE_HEADER=1 $(CARGO) test --package fdstash-c --test header
 
 # Measures on this machine, beside the kernel's own cost in the same run.
 bench:
@@ -62,27 +66,42 @@ bench:
 PREFIX ?= /usr/local
 LIB = $(PREFIX)/lib
 DOC = $(PREFIX)/share/doc/fdstash
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 UNITS = fdstashd.service fdstashd.socket
 # Of what is installed below PREFIX, every file.
-INSTALLED = bin/fdstashd bin/fdstash \
+INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
+FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
 DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:
-	@test -x $(BUILT)/fdstashd -a -x $(BUILT)/fdstash || { echo "run make first" >&2; exit 1; }
+	@for built in fdstashd fdstash libfdstash.so; do \
+	  test -x $(BUILT)/$$built || { echo "run make first" >&2; exit 1; }; done
 	install -d $(addprefix $(DESTDIR),$(PREFIX)/bin $(LIB)/sysusers.d $(LIB)/tmpfiles.d $(DOC))
 	install $(BUILT)/fdstashd $(BUILT)/fdstash $(DESTDIR)$(PREFIX)/bin
+	@$(MAKE) --no-print-directory install-c
 	@$(MAKE) --no-print-directory install-units FROM=systemd TO=$(LIB)/systemd/system
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink,$(DOCS)) proto/org.fdstash.Stash.varlink $(DESTDIR)$(DOC)
+
+# The C library, under the name by which programs look for it and the one by which compilers do.
+.PHONY: install-c
+install-c:
+	install -d $(addprefix $(DESTDIR),$(LIB)/pkgconfig $(PREFIX)/include)
+	install -m 644 $(BUILT)/libfdstash.so $(DESTDIR)$(LIB)/libfdstash.so.0
+	ln -sf libfdstash.so.0 $(DESTDIR)$(LIB)/libfdstash.so
+	install -m 644 client/c/fdstash.h $(DESTDIR)$(PREFIX)/include
+	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@VERSION@,$(VERSION),' client/c/fdstash.pc.in \
+	  >$(DESTDIR)$(LIB)/pkgconfig/fdstash.pc
+	chmod 644 $(DESTDIR)$(LIB)/pkgconfig/fdstash.pc
 
 # The units name the daemon by its path, and not by its place here.
 .PHONY: install-units

@@ -11,13 +11,14 @@ use std::{
             net::UnixStream,
         },
     },
+    path::Path,
     process::{Command, Stdio},
 };
 
 use fdstash::{Access, Error, Gift, Refusal, Reopening, blocking::Client};
 use kit::{
-    Attribute, Daemon, Mount, SOON, file, gift, identity, is_root, name, only, pattern, skipped,
-    wait_until,
+    Attribute, Daemon, Group, Mount, SOON, file, gift, identity, install_program, is_root, name,
+    only, pattern, skipped, wait_until,
 };
 use rustix::{
     event::{EventfdFlags, epoll, eventfd},
@@ -296,20 +297,12 @@ fn a_running_program_does_not_reopen_for_writing() {
     let daemon = Daemon::spawn();
     let mut client = daemon.client();
     let path = daemon.path("sleep");
-    fs::copy("/bin/sleep", &path).unwrap();
+    install_program(Path::new("/bin/sleep"), &path);
     keep_wider(&mut client, File::open(&path).unwrap()).unwrap();
-    let mut started = None;
-    // Not while a process that another test is just starting still has what the copy was written by.
-    wait_until(SOON, || {
-        started = Command::new(&path).arg("60").spawn().ok();
-        started.is_some()
-    });
-    let mut running = started.unwrap();
+    let _running = Group::spawn(Command::new(&path).arg("60"));
 
     let to_write = reopen(&mut client, for_access(Access::ReadWrite));
     let to_read = reopen(&mut client, for_access(Access::Read));
-    running.kill().unwrap();
-    running.wait().unwrap();
 
     assert_eq!(to_write.unwrap_err(), "ETXTBSY");
     assert!(to_read.is_ok());

@@ -132,8 +132,7 @@ impl<T: Transport> Core<T> {
         job: &Job<'_>,
         ticket: &Ticket,
     ) -> Result<(), Error> {
-        connection.tell(Call::Begin).await.map_err(undone)?;
-        let replies = match connection.ask_all(job, None).await {
+        let replies = match connection.ask_in_transaction(job).await {
             Ok(replies) => replies,
             Err(error) => {
                 roll_back(connection).await;

@@ -55,9 +55,14 @@ impl OpenOptions {
         Self::with(Access::ReadWrite)
     }
 
+    /// For writing.
+    pub fn write() -> Self {
+        Self::with(Access::Write)
+    }
+
     /// For writing at the end (`O_APPEND`), as a log is.
     pub fn append() -> Self {
-        Self::with(Access::Write).flag(Flags::APPEND, true)
+        Self::write().at_end(true)
     }
 
     fn with(access: Access) -> Self {
@@ -85,6 +90,11 @@ impl OpenOptions {
     #[must_use]
     pub fn flags(&self) -> Flags {
         self.flags
+    }
+
+    /// `O_APPEND`: whatever is written goes to the end.
+    pub fn at_end(self, on: bool) -> Self {
+        self.flag(Flags::APPEND, on)
     }
 
     /// `O_DIRECT`: past the host's page cache.

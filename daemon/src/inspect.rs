@@ -22,7 +22,7 @@ pub(crate) const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
 ///
 /// The kernel's; no descriptor is known to have one.
 pub(crate) fn inspect(fd: Descriptor) -> Result<Inspected<Descriptor>, Errno> {
-    let facts = facts(fd.as_fd())?;
+    let facts = facts(fd.as_fd(), &look(fd.as_fd())?, target(fd.as_fd()))?;
     Ok(Inspected { fd, facts })
 }
 
@@ -50,17 +50,21 @@ pub(crate) fn identity(file: &Statx) -> (u64, u64) {
     (makedev(file.stx_dev_major, file.stx_dev_minor), file.stx_ino)
 }
 
-fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
-    let file = look(fd)?;
+/// What is known of a descriptor of which this was seen, and which points there.
+pub(crate) fn facts(
+    fd: BorrowedFd<'_>,
+    file: &Statx,
+    target: Option<Box<str>>,
+) -> Result<Facts, Errno> {
     let flags = fcntl_getfl(fd)?;
-    let (device, inode) = identity(&file);
+    let (device, inode) = identity(file);
     Ok(Facts {
-        kind: kind(&file),
+        kind: kind(file),
         access: access(flags),
         flags: to_flags(flags),
         device,
         inode,
-        target: target(fd),
+        target,
     })
 }
 

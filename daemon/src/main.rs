@@ -11,6 +11,7 @@ mod closer;
 mod connection;
 mod descriptor;
 mod door;
+mod errno;
 mod handover;
 mod hangups;
 mod heart;

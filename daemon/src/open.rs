@@ -12,7 +12,7 @@ use std::{
 use fdstash_proto::{Access, Flags, Kind};
 use fdstash_stash::{Inspected, OpenFailure, Opening, Rights, Who};
 use rustix::{
-    fs::{Mode, OFlags, fcntl_setfl, fstatfs, open},
+    fs::{Mode, OFlags, Statx, fcntl_setfl, fstatfs, open},
     io::Errno,
     process::geteuid,
     thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
@@ -21,9 +21,29 @@ use rustix::{
 use crate::{
     closer::Closer,
     descriptor::Descriptor,
-    inspect::{DSYNC, identity, inspect, is_hung_up, look, proc_path},
+    errno,
+    inspect::{DSYNC, facts, identity, is_hung_up, look, proc_path},
     steps::step,
 };
+
+/// Why a file was not opened.
+struct Failed {
+    errno: Errno,
+    /// What that means here, where it is a verdict of ours and not the file system's.
+    verdict: Option<&'static str>,
+}
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        Self { errno, verdict: None }
+    }
+}
+
+impl Failed {
+    fn because(errno: Errno, verdict: &'static str) -> Self {
+        Self { errno, verdict: Some(verdict) }
+    }
+}
 
 /// Opens all of them, each as often and for such access as is asked for, or none.
 pub(crate) fn open_all(
@@ -31,44 +51,57 @@ pub(crate) fn open_all(
     closer: &Closer,
 ) -> Result<Vec<Vec<Inspected<Descriptor>>>, OpenFailure> {
     let open_one = |(at, opening): (usize, &Opening<Descriptor>)| {
-        let open = |access| {
-            open_and_inspect(opening, access, closer).map_err(|errno| failure(at, opening, errno))
-        };
-        let opened = opening.wanted().map(open).collect::<Result<Vec<_>, _>>()?;
-        if opened.is_empty() {
-            // What is only probed is opened too, and closed at once.
-            open(opening.access)?;
-        }
-        Ok(opened)
+        open_each(opening, closer).map_err(|failed| failure(at, opening, &failed))
     };
     openings.iter().enumerate().map(open_one).collect()
 }
 
-fn open_and_inspect(
+fn open_each(
     opening: &Opening<Descriptor>,
-    access: Access,
     closer: &Closer,
-) -> Result<Inspected<Descriptor>, Errno> {
-    step("before an open");
-    let fd = match &opening.rights {
-        Rights::Daemon => open_file(opening, access)?,
-        Rights::Peer(who) => open_as(who, opening, access)?,
+) -> Result<Vec<Inspected<Descriptor>>, Failed> {
+    let held = look_before(opening)?;
+    let open_one = |access| {
+        step("before an open");
+        let (fd, file) = match &opening.rights {
+            Rights::Daemon => open_file(opening, access, &held)?,
+            Rights::Peer(who) => open_as(who, opening, access, &held)?,
+        };
+        step("after an open");
+        let fd = Descriptor::new(fd, closer);
+        let facts = facts(fd.as_fd(), &file, opening.facts.target.clone())?;
+        Ok(Inspected { fd, facts })
     };
-    step("after an open");
-    inspect(Descriptor::new(fd, closer))
+    let opened = opening.wanted().map(open_one).collect::<Result<Vec<_>, Failed>>()?;
+    if opened.is_empty() {
+        // What is only probed is opened too, and closed at once.
+        open_one(opening.access)?;
+    }
+    Ok(opened)
 }
 
-fn open_file(opening: &Opening<Descriptor>, access: Access) -> Result<OwnedFd, Errno> {
+/// What is held, if it is something to open again.
+fn look_before(opening: &Opening<Descriptor>) -> Result<Statx, Failed> {
     let held = look(opening.fd.as_fd())?;
     if opening.facts.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
-        return Err(Errno::OPNOTSUPP);
+        let verdict = "opening this device again would make another one";
+        return Err(Failed::because(Errno::OPNOTSUPP, verdict));
     }
     if opening.facts.kind == Kind::Regular
         && opening.rights == Rights::Daemon
         && goes_by_its_opener(opening.fd.as_fd())?
     {
-        return Err(Errno::OPNOTSUPP);
+        let verdict = "what this file of the kernel gives goes by who opens it";
+        return Err(Failed::because(Errno::OPNOTSUPP, verdict));
     }
+    Ok(held)
+}
+
+fn open_file(
+    opening: &Opening<Descriptor>,
+    access: Access,
+    held: &Statx,
+) -> Result<(OwnedFd, Statx), Failed> {
     let wanted = to_oflags(access, opening.flags);
     // The open of a pipe's end would wait for the other one, and that of a terminal for its line.
     let hurried = matches!(opening.facts.kind, Kind::Fifo | Kind::Character)
@@ -76,27 +109,37 @@ fn open_file(opening: &Opening<Descriptor>, access: Access) -> Result<OwnedFd, E
         && !wanted.contains(OFlags::NONBLOCK);
     let flags = if hurried { wanted | OFlags::NONBLOCK } else { wanted };
     let fd = open(proc_path(opening.fd.as_fd()), flags, Mode::empty())?;
-    if identity(&look(fd.as_fd())?) != identity(&held) {
-        return Err(Errno::STALE);
+    let opened = look(fd.as_fd())?;
+    if identity(&opened) != identity(held) {
+        let verdict = "what was opened is not the file that is kept";
+        return Err(Failed::because(Errno::STALE, verdict));
     }
     // A terminal's next user takes it back from those before (vhangup), who shall not have it again.
     // Asked after the open: what is hung up later is so for both.
     if opening.facts.kind == Kind::Character && is_hung_up(opening.fd.as_fd()) {
-        return Err(Errno::IO);
+        return Err(Errno::IO.into());
     }
     if hurried {
         fcntl_setfl(&fd, wanted)?;
     }
-    Ok(fd)
+    Ok((fd, opened))
 }
 
-/// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and
-/// then ends. Where the daemon is nobody special, it can be its own user and no other.
-fn open_as(who: &Who, opening: &Opening<Descriptor>, access: Access) -> Result<OwnedFd, Errno> {
+/// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and then
+/// ends. Where the daemon is nobody special, it can be its own user and no other.
+///
+/// There is no [`Descriptor`] on that thread: the end of one may add a thread to the pool, and that
+/// would have the peer's rights too, for all that it opens later.
+fn open_as(
+    who: &Who,
+    opening: &Opening<Descriptor>,
+    access: Access,
+    held: &Statx,
+) -> Result<(OwnedFd, Statx), Failed> {
     let peer = who.peer;
     let own = geteuid();
     if !own.is_root() && own.as_raw() == peer.uid {
-        return open_file(opening, access);
+        return open_file(opening, access, held);
     }
     thread::scope(|scope| {
         let opener = thread::Builder::new().spawn_scoped(scope, || {
@@ -107,9 +150,9 @@ fn open_as(who: &Who, opening: &Opening<Descriptor>, access: Access) -> Result<O
             // Only the effective one: whoever has the real or the saved one may send the thread a
             // signal, and so end the daemon.
             set_thread_res_uid(None, uid, None)?;
-            open_file(opening, access)
+            open_file(opening, access, held)
         });
-        opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or(Err(Errno::IO))
+        opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or_else(|_| Err(Errno::IO.into()))
     })
 }
 
@@ -164,20 +207,17 @@ fn to_oflags(access: Access, flags: Flags) -> OFlags {
     .fold(mode | OFlags::CLOEXEC | OFlags::NOCTTY, |all, (_, oflag)| all | oflag)
 }
 
-fn failure(at: usize, opening: &Opening<Descriptor>, errno: Errno) -> OpenFailure {
-    let number = errno.raw_os_error();
+fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFailure {
+    let errno = failed.errno;
+    let (number, errno_name) = (errno.raw_os_error(), errno::name(errno));
     let meaning = std::io::Error::from(errno).to_string();
     let meaning = meaning.split(" (os error").next().unwrap_or_default().to_lowercase();
-    let kind = opening.facts.kind.as_str();
+    let kind = opening.facts.kind;
     let message = match (errno, &opening.rights) {
-        (Errno::OPNOTSUPP, _) if opening.facts.kind == Kind::Regular => {
-            "what this file of the kernel gives goes by who opens it".to_owned()
+        (_, _) if failed.verdict.is_some() => failed.verdict.unwrap_or_default().to_owned(),
+        (Errno::NXIO, _) if matches!(kind, Kind::Socket | Kind::Anonymous | Kind::Character) => {
+            format!("a {} of this sort cannot be opened again, only shared", kind.as_str())
         }
-        (Errno::OPNOTSUPP, _) if opening.facts.kind == Kind::Character => {
-            "opening this device again would make another one".to_owned()
-        }
-        (Errno::NXIO, _) => format!("a {kind} of this sort cannot be opened again, only shared"),
-        (Errno::STALE, _) => "what was opened is not the file that is kept".to_owned(),
         (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
         (Errno::PERM | Errno::ACCESS, Rights::Peer(who)) => {
             format!("{meaning} with the rights of uid {}", who.peer.uid)
@@ -187,42 +227,5 @@ fn failure(at: usize, opening: &Opening<Descriptor>, errno: Errno) -> OpenFailur
         }
         (_, _) => meaning,
     };
-    OpenFailure { at, errno: number, errno_name: name(errno), message }
-}
-
-/// The names of what an open can fail with.
-fn name(errno: Errno) -> String {
-    let known = match errno {
-        Errno::ACCESS => "EACCES",
-        Errno::AGAIN => "EAGAIN",
-        Errno::BADF => "EBADF",
-        Errno::BUSY => "EBUSY",
-        Errno::DQUOT => "EDQUOT",
-        Errno::EXIST => "EEXIST",
-        Errno::FBIG => "EFBIG",
-        Errno::HOSTDOWN => "EHOSTDOWN",
-        Errno::INTR => "EINTR",
-        Errno::INVAL => "EINVAL",
-        Errno::IO => "EIO",
-        Errno::ISDIR => "EISDIR",
-        Errno::LOOP => "ELOOP",
-        Errno::MFILE => "EMFILE",
-        Errno::NFILE => "ENFILE",
-        Errno::NODEV => "ENODEV",
-        Errno::NOENT => "ENOENT",
-        Errno::NOMEM => "ENOMEM",
-        Errno::NOSPC => "ENOSPC",
-        Errno::NOTCONN => "ENOTCONN",
-        Errno::NOTDIR => "ENOTDIR",
-        Errno::NXIO => "ENXIO",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::OVERFLOW => "EOVERFLOW",
-        Errno::PERM => "EPERM",
-        Errno::ROFS => "EROFS",
-        Errno::STALE => "ESTALE",
-        Errno::TIMEDOUT => "ETIMEDOUT",
-        Errno::TXTBSY => "ETXTBSY",
-        _ => return format!("errno {}", errno.raw_os_error()),
-    };
-    known.to_owned()
+    OpenFailure { at, errno: number, errno_name, message }
 }

@@ -65,7 +65,7 @@ pub fn receive(
 /// are on their way. It only borrows them. On a non-blocking socket it does not wait.
 ///
 /// With descriptors it raises `SIGPIPE` where the other side is gone, which Rust programs ignore
-/// from their start.
+/// from their start, and which the C library takes off before its callers see it.
 ///
 /// # Errors
 ///

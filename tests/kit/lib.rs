@@ -6,6 +6,7 @@
 //! comes through them, never by number.
 
 mod daemon;
+mod fuse;
 mod group;
 mod images;
 mod io;
@@ -30,6 +31,7 @@ use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
     daemon::{Builder, Daemon},
+    fuse::{Fuse, Opens},
     group::Group,
     images::{Image, ImageFile},
     io::{Ended, Io, Written},

@@ -17,7 +17,7 @@ pub fn program(name: &str) -> PathBuf {
     assert!(
         path.exists(),
         "{} is not built: run `make test`, or before the tests \
-         `cargo build --workspace --bins --examples`",
+         `cargo build --workspace --lib --bins --examples`",
         path.display()
     );
     path

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{ErrorKind, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -106,11 +106,13 @@ impl Line {
                 return Some(incoming.request.expect("the client's calls should be valid"));
             }
             let mut fds = Vec::new();
-            match socket::receive(&self.stream, &mut buffer, &mut fds).expect("a call should come")
-            {
-                Received::Bytes(count) => self.inbox.feed(&buffer[..count], fds).unwrap(),
-                Received::Truncated(_) => panic!("the script has no room for descriptors"),
-                Received::End => return None,
+            match socket::receive(&self.stream, &mut buffer, &mut fds) {
+                Ok(Received::Bytes(count)) => self.inbox.feed(&buffer[..count], fds).unwrap(),
+                Ok(Received::Truncated(_)) => panic!("the script has no room for descriptors"),
+                Ok(Received::End) => return None,
+                // It is gone, and has not read all that was said.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("a call should come: {error}"),
             }
         }
     }

@@ -28,6 +28,46 @@ story! {
         daemon.ends();
     }
 
+    fn a_take_is_asked_for_before_its_transaction_is_said_to_have_begun() {
+        let image = file();
+        let kept = image.try_clone().unwrap();
+        let daemon = Stage::plays(move |stage| {
+            let mut line = stage.accepts();
+            line.ignores("Begin");
+            line.ignores("Take disk");
+            line.says(Reply::Done);
+            line.says(handed_one(&name("disk"), &kept));
+            line.answers("Commit", Reply::Done);
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let handed = wait!(client.take(&names(["disk"]))).unwrap();
+
+        assert_eq!(identity(&handed[0].fd), identity(&image));
+        daemon.ends();
+    }
+
+    fn where_a_transaction_cannot_begin_what_was_asked_for_in_it_ends_with_the_connection() {
+        let reason = || Refusal::TransactionState { reason: "there is one".into() };
+        let daemon = Stage::plays(move |stage| {
+            let mut line = stage.accepts();
+            line.refuses("Begin", reason());
+            // The client may be gone before it could be answered.
+            line.ignores("Take disk");
+            line.ignores("End");
+            let mut line = stage.accepts();
+            line.answers("GetStatistics", Reply::Statistics(figures(1)));
+        });
+        let mut client = wait!(Client::connect_to(&daemon.socket)).unwrap();
+
+        let refused = wait!(client.take(&names(["disk"]))).unwrap_err();
+
+        assert_eq!(refused.refusal(), Some(&reason()));
+        assert!(client.unconfirmed().is_empty());
+        assert_eq!(wait!(client.statistics()).unwrap().given, 1);
+        daemon.ends();
+    }
+
     fn a_refused_take_is_rolled_back_and_the_connection_used_on() {
         let daemon = Stage::plays(|stage| {
             let mut line = stage.accepts();
