@@ -189,7 +189,7 @@ fn the_readme_names_commands_that_there_are() {
     let readme = read(&root().join("README.md"));
     let makefile = read(&root().join("Makefile"));
 
-    for target in ["demo", "test", "install", "uninstall"] {
+    for target in ["demo", "demo-qemu", "test", "install", "uninstall"] {
         assert!(readme.contains(&format!("make {target}")));
         assert!(makefile.contains(&format!("\n{target}:")));
     }
