@@ -339,8 +339,9 @@ fn take_back(monitor: &mut dyn Monitor, added: &[Place], why: &anyhow::Error) ->
         return "QEMU has the old and the new descriptors and works with either; `fdstash qemu status` \
                 tells which, and the next reopen removes the others. The stash is as it was";
     }
-    let mut removed = added.iter().map(|&(set, number)| remove_fd(monitor, set, number));
-    if removed.all(|removed| removed.is_ok()) {
+    let removed = added.iter().map(|&(set, number)| remove_fd(monitor, set, number));
+    // Each is tried, whatever became of the one before.
+    if removed.filter(Result::is_err).count() == 0 {
         "not reopened: QEMU goes on with the descriptors that it had, and the stash is as it was"
     } else {
         "not reopened: QEMU goes on with the descriptors that it had, and the stash is as it was; the \
