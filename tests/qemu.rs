@@ -329,9 +329,8 @@ fn an_image_with_a_part_that_nobody_named_is_refused() {
     image(&daemon, &["-f", "vmdk", "base.vmdk", "1M"]);
     image(&daemon, &["-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "top.vmdk"]);
     image(&daemon, &["-f", "vmdk", "-o", "subformat=monolithicFlat", "flat.vmdk", "1M"]);
-    let files =
-        ["base.qcow2", "top.qcow2", "data.qcow2", "data.raw", "base.vmdk", "top.vmdk", "flat.vmdk"];
-    give(&daemon, &files);
+    give(&daemon, &["base.qcow2", "top.qcow2", "data.qcow2", "data.raw"]);
+    give(&daemon, &["base.vmdk", "top.vmdk", "flat.vmdk", "flat-flat.vmdk"]);
     let before = kept(&daemon);
 
     let table = [
@@ -345,7 +344,7 @@ fn an_image_with_a_part_that_nobody_named_is_refused() {
         ("--image vmdk=base.qcow2", "no VMDK image"),
         ("--image raw=data.raw --option nonsense=1", "nothing was attached"),
         ("--image qcow2=base.qcow2 --option disk0.nonsense=1", "nothing was attached"),
-        ("--image vmdk=flat.vmdk --extent data.raw --option x=1", "nothing was attached"),
+        ("--image vmdk=flat.vmdk --extent flat-flat.vmdk --option x=1", "nothing was attached"),
     ];
     for (arguments, complaint) in table {
         fails(&daemon, &format!("attach --node disk0 --direct on {arguments}"), complaint);

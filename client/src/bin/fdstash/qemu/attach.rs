@@ -1,5 +1,6 @@
 //! `fdstash qemu attach`.
 
+mod check;
 mod plan;
 
 use std::{os::fd::OwnedFd, process::ExitCode};
@@ -7,7 +8,7 @@ use std::{os::fd::OwnedFd, process::ExitCode};
 use anyhow::Context;
 use clap::Args;
 use fdstash::{
-    Name, Reopening,
+    Entry, Name, Pattern, Reopening,
     blocking::{Client, Transaction},
 };
 use rustix::fs::fstat;
@@ -34,7 +35,7 @@ Examples:
       --image qcow2=vm7-disk0 --image qcow2=vm7-base --image raw=vm7-root \\
       --option aio=threads --option disk0.discard=unmap --option disk0-file.discard=unmap
   fdstash qemu attach --qmp /run/vm7.qmp --node disk0 --image vmdk=vm7-disk \\
-      --extent vm7-disk-f001 --extent vm7-disk-f002
+      --extent vm7-f001.vmdk=vm7-disk-f001 --extent vm7-f002.vmdk=vm7-disk-f002
 
 The nodes are named after the image: disk0, its file disk0-file; the image below disk0-backing1,
 its file disk0-backing1-file, and so on; a data file disk0-data; extents disk0-extent1,
@@ -61,9 +62,10 @@ pub(super) struct Attach {
     #[arg(long = "data-file", value_name = "NAME")]
     data_files: Vec<Name>,
 
-    /// The entry that has an extent of a VMDK image, in the order of its descriptor, or FILENAME=NAME
-    /// with the name in the descriptor (may be repeated)
-    #[arg(long = "extent", value_name = "NAME")]
+    /// The entry that has an extent of a VMDK image, by the file's name in its descriptor (may be
+    /// repeated). Without FILENAME=, of the next extent that is not named, and the file that was given
+    /// to the stash must have been called as the descriptor calls it
+    #[arg(long = "extent", value_name = "[FILENAME=]NAME")]
     extents: Vec<String>,
 
     /// Past the host's page cache, for all files
@@ -87,7 +89,8 @@ impl Attach {
         let mut attempts = ATTEMPTS;
         let (committed, reopenings) = loop {
             attempts -= 1;
-            match self.attach(&mut *monitor, stash.transaction()?) {
+            let kept = stash.list(&Pattern::new("*")?)?;
+            match self.attach(&mut *monitor, stash.transaction()?, &kept) {
                 Err(error) if is_undone(&error) && attempts > 0 => {}
                 outcome => break outcome?,
             }
@@ -101,8 +104,9 @@ impl Attach {
         &self,
         monitor: &mut dyn Monitor,
         transaction: Transaction<'_>,
+        kept: &[Entry],
     ) -> anyhow::Result<(Result<(), fdstash::Error>, Vec<Reopening>)> {
-        let mut opener = Opener { transaction, reopenings: Vec::new() };
+        let mut opener = Opener { transaction, reopenings: Vec::new(), kept };
         let plan = self.plan(&mut opener)?;
         let mut done = Vec::new();
         if let Err(error) = self.add(monitor, plan, &mut done) {

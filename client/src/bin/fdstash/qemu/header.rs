@@ -9,6 +9,12 @@ const BLOCK: usize = 4096;
 
 const QCOW2: &[u8] = b"QFI\xfb";
 
+/// Of a qcow2 header's extension that names the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+
+/// Of a VMDK descriptor in a file of its own.
+const DESCRIPTOR: &[u8] = b"# Disk DescriptorFile";
+
 /// Of a VMDK image that has its descriptor in itself: hosted sparse, and that of ESX.
 const SPARSE_VMDK: [&[u8]; 2] = [b"KDMV", b"COWD"];
 
@@ -27,6 +33,8 @@ pub(super) struct Vmdk {
 pub(super) struct Qcow2 {
     /// The backing file, as the header names it.
     pub backing: Option<String>,
+    /// The backing file's format, if the header names it.
+    pub backing_format: Option<String>,
     /// Whether its data is in a file of its own.
     pub has_data_file: bool,
 }
@@ -39,6 +47,32 @@ pub(super) struct Qcow2 {
 pub(super) fn qcow2(fd: BorrowedFd<'_>) -> anyhow::Result<Qcow2> {
     let bytes = begin(fd).context("the image could not be read")?;
     parse_qcow2(&bytes).context("it has no qcow2 header")
+}
+
+/// Of which format an image is that begins so, if it is one of those that are known here.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub(super) fn begins_as(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
+    let bytes = begin(fd)?;
+    let begins = |words: &[&[u8]]| words.iter().any(|word| bytes.starts_with(word));
+    if begins(&[QCOW2]) {
+        return Ok(Some("qcow2"));
+    }
+    let is_vmdk = begins(&SPARSE_VMDK) || begins(&[DESCRIPTOR]);
+    Ok(is_vmdk.then_some("vmdk"))
+}
+
+/// Reads how many sectors a hosted sparse extent of a VMDK image has, by its own header.
+///
+/// # Errors
+///
+/// If it is none.
+pub(super) fn sparse_sectors(fd: BorrowedFd<'_>) -> anyhow::Result<u64> {
+    let bytes = begin(fd).context("the extent could not be read")?;
+    anyhow::ensure!(bytes.starts_with(SPARSE_VMDK[0]), "it is no sparse extent of a VMDK image");
+    field(&bytes, 12).map(u64::from_le_bytes).context("its VMDK header ends too early")
 }
 
 /// Reads the descriptor of a VMDK image.
@@ -59,7 +93,7 @@ pub(super) fn vmdk(fd: BorrowedFd<'_>) -> anyhow::Result<Vmdk> {
         return Ok(Vmdk { text: text[..end].to_vec(), is_alone: false });
     }
     let text = read_range(fd, 0, LONGEST_DESCRIPTOR)?;
-    let begins_well = text.starts_with(b"# Disk DescriptorFile");
+    let begins_well = text.starts_with(DESCRIPTOR);
     anyhow::ensure!(begins_well, "it is no VMDK image, and no VMDK descriptor");
     Ok(Vmdk { text, is_alone: true })
 }
@@ -118,8 +152,25 @@ fn parse_qcow2(bytes: &[u8]) -> Option<Qcow2> {
     let name = name.map_or("?".into(), |name| String::from_utf8_lossy(name).into_owned());
     Some(Qcow2 {
         backing: (offset != 0 && size != 0).then_some(name),
+        backing_format: backing_format(bytes, version),
         has_data_file: incompatible & 4 != 0,
     })
+}
+
+/// What the header's extensions say of the backing file's format. They begin where the header ends, and
+/// each has its type, its length and its data, filled up to a multiple of 8 bytes.
+fn backing_format(bytes: &[u8], version: u32) -> Option<String> {
+    let mut at = if version < 3 { 72 } else { u32::from_be_bytes(field(bytes, 100)?) as usize };
+    loop {
+        let kind = u32::from_be_bytes(field(bytes, at)?);
+        let length = u32::from_be_bytes(field(bytes, at + 4)?) as usize;
+        let data = bytes.get(at + 8..(at + 8).checked_add(length)?)?;
+        match kind {
+            0 => return None,
+            BACKING_FORMAT => return Some(String::from_utf8_lossy(data).into_owned()),
+            _ => at += 8 + length.next_multiple_of(8),
+        }
+    }
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -156,19 +207,39 @@ mod tests {
         let sparse = made("sparse", "-f vmdk -b flat -F vmdk");
 
         let told = |file: &File| qcow2(file.as_fd()).unwrap();
-        let named = |name: &str| Qcow2 { backing: Some(name.to_owned()), has_data_file: false };
-        assert_eq!(told(&base), Qcow2 { backing: None, has_data_file: false });
+        let named = |name: &str| Qcow2 {
+            backing: Some(name.to_owned()),
+            backing_format: Some("qcow2".to_owned()),
+            has_data_file: false,
+        };
+        let nothing = Qcow2 { backing: None, backing_format: None, has_data_file: false };
+        assert_eq!(told(&base), nothing);
         assert_eq!(told(&over), named("base"));
         assert_eq!(told(&old), named("base"));
-        assert_eq!(told(&data), Qcow2 { backing: None, has_data_file: true });
+        assert_eq!(told(&data), Qcow2 { has_data_file: true, ..nothing });
         assert!(qcow2(flat.as_fd()).is_err());
         let flat = vmdk(flat.as_fd()).unwrap();
         assert!(flat.is_alone);
-        assert_eq!(super::super::vmdk::extents(&flat.text).unwrap(), ["flat-f001"]);
+        assert_eq!(super::super::vmdk::extents(&flat.text).unwrap()[0].name, "flat-f001");
         let sparse = vmdk(sparse.as_fd()).unwrap();
         assert!(!sparse.is_alone);
         assert_eq!(super::super::vmdk::parent(&sparse.text).as_deref(), Some("flat"));
         assert!(vmdk(base.as_fd()).is_err());
+    }
+
+    #[test]
+    fn what_an_image_begins_as_is_told() {
+        let begins = |bytes: &[u8]| {
+            let file = tempfile::tempfile().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+            begins_as(file.as_fd()).unwrap()
+        };
+
+        assert_eq!(begins(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
+        assert_eq!(begins(b"KDMV\x01"), Some("vmdk"));
+        assert_eq!(begins(b"# Disk DescriptorFile\nversion=1"), Some("vmdk"));
+        assert_eq!(begins(b"# Disk"), None);
+        assert_eq!(begins(b""), None);
     }
 
     #[test]

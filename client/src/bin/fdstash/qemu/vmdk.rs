@@ -14,23 +14,41 @@ const LONGEST_NAME: usize = 511;
 /// The types of extents that QEMU reads. It leaves out what has another.
 const TYPES: [&str; 5] = ["FLAT", "SPARSE", "VMFS", "VMFSSPARSE", "SESPARSE"];
 
+/// An extent, as the text describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// The name of its file.
+    pub name: String,
+    /// Its type.
+    pub kind: String,
+    /// How many sectors of the disk it has, of 512 bytes each.
+    pub sectors: u64,
+    /// The sector of its file that it begins with.
+    pub offset: u64,
+}
+
 /// A line that names an extent, taken apart: `RW 4194304 FLAT "disk-f001.vmdk" 0`.
 #[derive(Debug, PartialEq, Eq)]
 struct ExtentLine {
     /// What it may be used for.
     access: String,
-    /// Where in the text its name stands, between the quotes.
-    name: Option<Range<usize>>,
+    /// What it is, and where in the text its name stands, between the quotes; nothing, if it has no
+    /// file.
+    extent: Option<(Extent, Range<usize>)>,
 }
 
-/// The names of the files of its extents, in their order.
+/// Its extents, in their order.
 ///
 /// # Errors
 ///
 /// If QEMU would read the text in another way, or leave an extent out.
-pub(super) fn extents(text: &[u8]) -> anyhow::Result<Vec<String>> {
-    let ranges = names(text)?;
-    Ok(ranges.into_iter().map(|range| String::from_utf8_lossy(&text[range]).into_owned()).collect())
+pub(super) fn extents(text: &[u8]) -> anyhow::Result<Vec<Extent>> {
+    Ok(lines_of_extents(text)?.into_iter().map(|(extent, _)| extent).collect())
+}
+
+/// Whether all its extents are files of their own, with nothing before or behind the extent.
+pub(super) fn has_whole_files(text: &[u8]) -> bool {
+    value(text, "createType").is_some_and(|kind| kind == "twoGbMaxExtentFlat")
 }
 
 /// The text with those names in the place of its extents', and all else byte for byte as it was.
@@ -39,7 +57,8 @@ pub(super) fn extents(text: &[u8]) -> anyhow::Result<Vec<String>> {
 ///
 /// If a name cannot be quoted, or there are not as many as extents.
 pub(super) fn rewritten(text: &[u8], names: &[String]) -> anyhow::Result<Vec<u8>> {
-    let ranges = self::names(text)?;
+    let ranges: Vec<Range<usize>> =
+        lines_of_extents(text)?.into_iter().map(|(_, range)| range).collect();
     ensure!(ranges.len() == names.len(), "it has {} extents, not {}", ranges.len(), names.len());
     let mut rewritten = Vec::with_capacity(text.len());
     let mut copied = 0;
@@ -58,16 +77,19 @@ pub(super) fn rewritten(text: &[u8], names: &[String]) -> anyhow::Result<Vec<u8>
 
 /// The image that it is based on, as the text names it.
 pub(super) fn parent(text: &[u8]) -> Option<String> {
-    let value = |key: &str| {
-        lines(text).find_map(|range| {
-            let line = String::from_utf8_lossy(&text[range]).into_owned();
-            let (name, value) = line.split_once('=')?;
-            (name.trim() == key).then(|| value.trim().trim_matches('"').to_owned())
-        })
-    };
-    let hint = value("parentFileNameHint");
-    let is_based = value("parentCID").is_some_and(|cid| !cid.eq_ignore_ascii_case("ffffffff"));
+    let hint = value(text, "parentFileNameHint");
+    let parent = value(text, "parentCID");
+    let is_based = parent.is_some_and(|cid| !cid.eq_ignore_ascii_case("ffffffff"));
     hint.or_else(|| is_based.then(|| "?".to_owned()))
+}
+
+/// What stands behind a key.
+fn value(text: &[u8], key: &str) -> Option<String> {
+    lines(text).find_map(|range| {
+        let line = String::from_utf8_lossy(&text[range]).into_owned();
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == key).then(|| value.trim().trim_matches('"').to_owned())
+    })
 }
 
 /// Puts a text into a file without a name, and opens that for writing and for reading: for a node of
@@ -83,21 +105,21 @@ pub(super) fn in_memory(text: &[u8]) -> anyhow::Result<[OwnedFd; 2]> {
     Ok([opened(OFlags::RDWR)?, opened(OFlags::RDONLY)?])
 }
 
-/// Where the names of the extents stand.
-fn names(text: &[u8]) -> anyhow::Result<Vec<Range<usize>>> {
-    let mut names = Vec::new();
+/// Its extents, and where their names stand.
+fn lines_of_extents(text: &[u8]) -> anyhow::Result<Vec<(Extent, Range<usize>)>> {
+    let mut extents = Vec::new();
     for range in lines(text) {
         let shown = || String::from_utf8_lossy(&text[range.clone()]).into_owned();
         let read =
             extent_line(text, range.clone()).with_context(|| format!("extent {:?}", shown()))?;
         let Some(line) = read else { continue };
-        let Some(name) = line.name else {
+        let Some(extent) = line.extent else {
             bail!("extent {:?} has no file, and QEMU would leave it out", shown());
         };
         ensure!(line.access == "RW", "extent {:?} is not RW, and QEMU would leave it out", shown());
-        names.push(name);
+        extents.push(extent);
     }
-    Ok(names)
+    Ok(extents)
 }
 
 /// The line's extent, if it names one.
@@ -110,7 +132,7 @@ fn extent_line(text: &[u8], range: Range<usize>) -> anyhow::Result<Option<Extent
     }
     let access = String::from_utf8_lossy(access).into_owned();
     let Some(first) = line.iter().position(|&byte| byte == b'"') else {
-        return Ok(Some(ExtentLine { access, name: None }));
+        return Ok(Some(ExtentLine { access, extent: None }));
     };
     let rest = &line[first + 1..];
     let length = rest.iter().position(|&byte| byte == b'"').context("its quote does not end")?;
@@ -119,18 +141,20 @@ fn extent_line(text: &[u8], range: Range<usize>) -> anyhow::Result<Option<Extent
     let [_, sectors, kind] = before[..] else {
         bail!("before its name do not stand access, sectors and type");
     };
-    let has_sectors = sectors.parse::<u64>().is_ok_and(|sectors| sectors > 0);
-    ensure!(has_sectors, "it has no number of sectors");
+    let sectors = sectors.parse().ok().filter(|&sectors: &u64| sectors > 0);
+    let sectors = sectors.context("it has no number of sectors")?;
     ensure!(TYPES.contains(&kind), "QEMU would leave out what has the type {kind:?}");
     ensure!((1..=LONGEST_NAME).contains(&length), "QEMU reads names of 1 to {LONGEST_NAME} bytes");
     let behind = String::from_utf8_lossy(&rest[length + 1..]).into_owned();
-    let is_offset = |word: &str| word.parse::<u64>().is_ok();
+    let offset = behind.split_ascii_whitespace().next().map_or(Ok(0), str::parse);
     // Workstation writes more than the offset behind the name of a device.
     let is_plain = behind.is_empty() || behind.starts_with(|c: char| c.is_ascii_whitespace());
-    let is_plain = is_plain && behind.split_ascii_whitespace().next().is_none_or(is_offset);
-    ensure!(is_plain, "behind its name stands neither an offset nor nothing");
+    let offset = offset.ok().filter(|_| is_plain);
+    let offset = offset.context("behind its name stands neither an offset nor nothing")?;
     let start = range.start + first + 1;
-    Ok(Some(ExtentLine { access, name: Some(start..start + length) }))
+    let name = String::from_utf8_lossy(&rest[..length]).into_owned();
+    let extent = Extent { name, kind: kind.to_owned(), sectors, offset };
+    Ok(Some(ExtentLine { access, extent: Some((extent, start..start + length)) }))
 }
 
 /// The lines of a text, without what ends them. It ends before its first zero, as it does for QEMU,
@@ -166,8 +190,23 @@ mod tests {
         ];
 
         for (text, expected) in table {
-            assert_eq!(extents(text.as_bytes()).unwrap(), expected, "{text:?}");
+            assert_eq!(names(text.as_bytes()), expected, "{text:?}");
         }
+    }
+
+    fn names(text: &[u8]) -> Vec<String> {
+        extents(text).unwrap().into_iter().map(|extent| extent.name).collect()
+    }
+
+    #[test]
+    fn an_extent_is_read_with_its_size_and_where_it_begins() {
+        let text = b"createType=\"twoGbMaxExtentFlat\"\nRW 4194304 FLAT \"a\" 128\n";
+
+        let (name, kind) = ("a".to_owned(), "FLAT".to_owned());
+        let expected = Extent { name, kind, sectors: 4_194_304, offset: 128 };
+        assert_eq!(extents(text).unwrap(), [expected]);
+        assert!(has_whole_files(text));
+        assert!(!has_whole_files(b"createType=\"monolithicFlat\"\n"));
     }
 
     #[test]
@@ -218,9 +257,9 @@ mod tests {
             let text = around.clone() + &old.iter().map(line).collect::<String>();
             let news: Vec<String> = (0..old.len()).map(|at| format!("{new}{at}")).collect();
 
-            prop_assert_eq!(extents(text.as_bytes()).unwrap(), old.clone());
+            prop_assert_eq!(names(text.as_bytes()), old.clone());
             let there = rewritten(text.as_bytes(), &news).unwrap();
-            prop_assert_eq!(extents(&there).unwrap(), news);
+            prop_assert_eq!(names(&there), news);
             prop_assert_eq!(rewritten(&there, &old).unwrap(), text.as_bytes());
         }
 

@@ -4,13 +4,20 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use fdstash::{Access, Handed, Name, Reopening, blocking::Transaction};
+use fdstash::{Access, Entry, Handed, Name, Reopening, blocking::Transaction};
 use rustix::fs::{FileType, fstat};
 
-use super::Attach;
+use super::{
+    Attach,
+    check::{check_backing_file, check_extent, warn_of_raw},
+};
 use crate::{
     Misuse,
-    qemu::{header, nodes::Identity, vmdk},
+    qemu::{
+        header,
+        nodes::Identity,
+        vmdk::{self, Extent},
+    },
 };
 
 /// The formats whose headers are known here.
@@ -48,10 +55,12 @@ pub(super) struct File {
     pub identity: Identity,
     /// The driver of its node.
     pub driver: &'static str,
+    /// The path that it had when it was given to the stash, if that is known.
+    pub target: Option<String>,
 }
 
 impl File {
-    fn new(handed: Handed<OwnedFd>) -> anyhow::Result<Self> {
+    fn new(handed: Handed<OwnedFd>, kept: &[Entry]) -> anyhow::Result<Self> {
         let Handed { name: entry, fd } = handed;
         let stat = fstat(&fd)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -62,7 +71,11 @@ impl File {
             entry.as_str()
         );
         let driver = if is_block_device { "host_device" } else { "file" };
-        Ok(Self { entry, fd, identity: (stat.st_dev, stat.st_ino), driver })
+        let identity = (stat.st_dev, stat.st_ino);
+        // Another file may stand under the name by now than when it was listed.
+        let is_it = |kept: &&Entry| kept.name == entry && (kept.device, kept.inode) == identity;
+        let target = kept.iter().find(is_it).and_then(|kept| kept.target.clone());
+        Ok(Self { entry, fd, identity, driver, target })
     }
 }
 
@@ -85,17 +98,28 @@ pub(super) enum Parts {
 }
 
 /// What a header says of other files.
-struct Needs {
-    backing: Option<String>,
+#[derive(Default)]
+pub(super) struct Needs {
+    pub backing: Option<String>,
+    pub backing_format: Option<String>,
     data_file: bool,
-    /// The text of a VMDK descriptor, and the names of the extents in it.
-    extents: Option<(Vec<u8>, Vec<String>)>,
+    /// The text of a VMDK descriptor, and the extents in it.
+    extents: Option<(Vec<u8>, Vec<Extent>)>,
+}
+
+/// The entry of an extent.
+struct Chosen {
+    name: Name,
+    /// Whether only its place among the others says which extent it has.
+    by_position: bool,
 }
 
 /// A transaction, and what was opened in it.
 pub(super) struct Opener<'a> {
     pub transaction: Transaction<'a>,
     pub reopenings: Vec<Reopening>,
+    /// What the stash keeps.
+    pub kept: &'a [Entry],
 }
 
 impl Opener<'_> {
@@ -110,7 +134,7 @@ impl Opener<'_> {
             }
         }
         let handed = self.transaction.reopen(&self.reopenings[begun..])?;
-        handed.into_iter().map(File::new).collect()
+        handed.into_iter().map(|handed| File::new(handed, self.kept)).collect()
     }
 }
 
@@ -129,17 +153,25 @@ impl Attach {
         let images = self.images.iter().enumerate();
         let openings = images.map(|(layer, (_, name))| self.opening(name, layer)).collect();
         let files = opener.open(openings)?;
+        let targets: Vec<_> = files.iter().map(|file| file.target.clone()).collect();
         let mut plan = Vec::new();
         let (mut data_files, mut extents) = (self.data_files.iter(), self.extents.as_slice());
         for (layer, (file, (format, _))) in files.into_iter().zip(&self.images).enumerate() {
             let name = file.entry.as_str();
             let needs = needs(&file, *format).with_context(|| format!("entry {name:?}"))?;
-            self.check_backing(layer, name, needs.backing.as_deref())?;
+            self.check_backing(layer, name, &needs)?;
+            if let Some(((format, below), target)) =
+                self.images.get(layer + 1).zip(targets.get(layer + 1))
+            {
+                check_backing_file(name, &needs, *format, below, target.as_deref())?;
+            }
             let parts = if let Some((text, named)) = needs.extents {
-                let (chosen, rest) = choose(&named, extents, name)?;
+                let is_entry =
+                    |text: &str| opener.kept.iter().any(|kept| kept.name.as_str() == text);
+                let (chosen, rest) = choose(&named, extents, name, is_entry)?;
                 extents = rest;
-                let openings = chosen.iter().map(|name| self.opening(name, layer)).collect();
-                Parts::Extents(text, opener.open(openings)?)
+                let files = self.extents(opener, layer, &text, &named, &chosen)?;
+                Parts::Extents(text, files)
             } else if needs.data_file {
                 let data = data_files.next().with_context(|| {
                     format!(
@@ -164,6 +196,23 @@ impl Attach {
         Ok(plan)
     }
 
+    /// The files of a VMDK image's extents.
+    fn extents(
+        &self,
+        opener: &mut Opener<'_>,
+        layer: usize,
+        text: &[u8],
+        named: &[Extent],
+        chosen: &[Chosen],
+    ) -> anyhow::Result<Vec<File>> {
+        let openings = chosen.iter().map(|chosen| self.opening(&chosen.name, layer)).collect();
+        let files = opener.open(openings)?;
+        for ((extent, file), chosen) in named.iter().zip(&files).zip(chosen) {
+            check_extent(extent, file, chosen.by_position, vmdk::has_whole_files(text))?;
+        }
+        Ok(files)
+    }
+
     fn reads_only(&self, layer: usize) -> bool {
         layer > 0 || self.read_only.into()
     }
@@ -174,9 +223,9 @@ impl Attach {
 
     /// QEMU shows zeroes, without an error, where an image's backing file is missing, and another
     /// image's content where it has none of its own.
-    fn check_backing(&self, layer: usize, name: &str, backing: Option<&str>) -> anyhow::Result<()> {
+    fn check_backing(&self, layer: usize, name: &str, needs: &Needs) -> anyhow::Result<()> {
         let is_last = layer + 1 == self.images.len();
-        match backing {
+        match &needs.backing {
             Some(backing) => ensure!(
                 !is_last,
                 "{name:?} is an image whose backing file nobody named: it has one, {backing:?}; \
@@ -191,41 +240,63 @@ impl Attach {
 fn needs(file: &File, format: Format) -> anyhow::Result<Needs> {
     let fd = file.fd.as_fd();
     match format {
-        Format::Raw => Ok(Needs { backing: None, data_file: false, extents: None }),
+        Format::Raw => {
+            warn_of_raw(file);
+            Ok(Needs::default())
+        }
         Format::Qcow2 => {
-            let header::Qcow2 { backing, has_data_file } = header::qcow2(fd)?;
-            Ok(Needs { backing, data_file: has_data_file, extents: None })
+            let header::Qcow2 { backing, backing_format, has_data_file } = header::qcow2(fd)?;
+            Ok(Needs { backing, backing_format, data_file: has_data_file, extents: None })
         }
         Format::Vmdk => {
             let header::Vmdk { text, is_alone } = header::vmdk(fd)?;
             let backing = vmdk::parent(&text);
             let named = if is_alone { vmdk::extents(&text)? } else { Vec::new() };
             let extents = is_alone.then_some((text, named));
-            Ok(Needs { backing, data_file: false, extents })
+            Ok(Needs { backing, extents, ..Needs::default() })
         }
     }
 }
 
 /// The entries of the extents that a descriptor names, in its order, and what is left of those given.
+/// Those that were given by their place are for the extents that were not named, in their order.
 fn choose<'a>(
-    named: &[String],
+    named: &[Extent],
     given: &'a [String],
     image: &str,
-) -> anyhow::Result<(Vec<Name>, &'a [String])> {
-    let (given, rest) = given.split_at_checked(named.len()).with_context(|| {
-        format!("{image:?} has the extents {named:?}: name the entry of each with --extent")
+    is_entry: impl Fn(&str) -> bool,
+) -> anyhow::Result<(Vec<Chosen>, &'a [String])> {
+    let names: Vec<&str> = named.iter().map(|extent| extent.name.as_str()).collect();
+    let (given, rest) = given.split_at_checked(names.len()).with_context(|| {
+        format!(
+            "{image:?} has the extents {names:?}: name the entry of each with --extent FILENAME=NAME"
+        )
     })?;
-    let mut chosen: Vec<Option<&str>> = vec![None; named.len()];
-    for (at, text) in given.iter().enumerate() {
+    let mut chosen: Vec<Option<(&str, bool)>> = vec![None; names.len()];
+    let mut unnamed = Vec::new();
+    for text in given {
+        let by_name = names
+            .iter()
+            .enumerate()
+            .find_map(|(at, name)| Some((at, text.strip_prefix(name)?.strip_prefix('=')?)));
+        if let Some((at, entry)) = by_name {
+            ensure!(chosen[at].is_none(), "two --extent are for {:?}", names[at]);
+            chosen[at] = Some((entry, false));
+            continue;
+        }
         // A name of an entry may have a '=' of its own.
-        let by_name = named.iter().enumerate().find_map(|(at, name)| {
-            Some((at, text.strip_prefix(name.as_str())?.strip_prefix('=')?))
-        });
-        let (at, entry) = by_name.unwrap_or((at, text));
-        ensure!(chosen[at].is_none(), "two --extent are for {:?}", named[at]);
-        chosen[at] = Some(entry);
+        let unknown = text.rsplit_once('=').filter(|_| !is_entry(text));
+        ensure!(
+            unknown.is_none(),
+            "the descriptor of {image:?} has no extent {:?}; it has {names:?}",
+            unknown.unwrap_or_default().0
+        );
+        unnamed.push(text.as_str());
     }
-    let chosen = chosen.into_iter().flatten().map(|name| Ok(Name::new(name)?));
+    let mut unnamed = unnamed.into_iter().map(|entry| (entry, true));
+    let chosen = chosen.into_iter().filter_map(|named| named.or_else(|| unnamed.next()));
+    let chosen =
+        chosen.map(|(name, by_position)| Ok(Chosen { name: Name::new(name)?, by_position }));
     Ok((chosen.collect::<anyhow::Result<_>>()?, rest))
 }
 
@@ -235,20 +306,28 @@ mod tests {
 
     #[test]
     fn extents_are_chosen_by_their_order_or_by_the_names_in_the_descriptor() {
-        let named = ["a-f1.vmdk", "a-f2.vmdk"].map(str::to_owned);
-        let table: [(&[&str], Option<&[&str]>); 6] = [
+        let extent = |name: &str| {
+            let (name, kind) = (name.to_owned(), "FLAT".to_owned());
+            Extent { name, kind, sectors: 1, offset: 0 }
+        };
+        let named = ["a-f1.vmdk", "a-f2.vmdk"].map(extent);
+        let table: [(&[&str], Option<&[&str]>); 8] = [
             (&["x", "y"], Some(&["x", "y"])),
             (&["a-f2.vmdk=y", "a-f1.vmdk=x"], Some(&["x", "y"])),
             (&["x=1", "a-f2.vmdk=y=2"], Some(&["x=1", "y=2"])),
+            (&["a-f2.vmdk=y", "x"], Some(&["x", "y"])),
+            (&["x", "a-f1.vmdk=y"], Some(&["y", "x"])),
             (&["x"], None),
             (&["a-f1.vmdk=x", "a-f1.vmdk=y"], None),
-            (&["x", "a-f1.vmdk=y"], None),
+            (&["x", "a-f3.vmdk=y"], None),
         ];
 
         for (given, expected) in table {
             let given: Vec<String> = given.iter().map(|&text| text.to_owned()).collect();
-            let chosen = choose(&named, &given, "a").ok().map(|(chosen, _)| chosen);
-            let chosen = chosen.map(|names| names.iter().map(Name::to_string).collect::<Vec<_>>());
+            let chosen = choose(&named, &given, "a", |text| text == "x=1").ok();
+            let chosen = chosen.map(|(chosen, _)| {
+                chosen.iter().map(|chosen| chosen.name.to_string()).collect::<Vec<_>>()
+            });
             let expected =
                 expected.map(|names| names.iter().map(|&name| name.to_owned()).collect());
             assert_eq!(chosen, expected, "{given:?}");

@@ -1,0 +1,197 @@
+//! `fdstash qemu`, told the wrong thing: what would harm a disk is refused or warned of, and each message
+//! says what to do.
+
+use std::{
+    fs::{self, File},
+    process::Command,
+};
+
+use kit::{Daemon, Qemu};
+
+/// A daemon with images in its folder and in its stash, and a QEMU.
+struct Site {
+    daemon: Daemon,
+    qemu: Qemu,
+}
+
+impl Site {
+    fn new() -> Option<Self> {
+        let qemu = Qemu::start()?;
+        Some(Self { daemon: Daemon::spawn(), qemu })
+    }
+
+    /// Makes an image by `qemu-img create` with a line of arguments, in which none has a blank.
+    fn image(&self, line: &str) {
+        let made = Command::new("qemu-img")
+            .args(["create", "-q"])
+            .args(line.split_whitespace())
+            .current_dir(self.daemon.path(""))
+            .status();
+        assert!(made.expect("qemu-img can be run").success(), "{line}");
+    }
+
+    /// Gives files under their own names, with a description of the stash's own.
+    fn give(&self, files: &[&str]) {
+        for file in files {
+            self.give_as(file, file);
+        }
+    }
+
+    fn give_as(&self, name: &str, file: &str) {
+        let mut give = self.daemon.command();
+        let given = give.args(["give", name, "--fresh"]).arg(self.daemon.path(file)).status();
+        assert!(given.expect("the command can be run").success(), "{file}");
+    }
+
+    /// `fdstash qemu` with a line of arguments, in which none has a blank: its exit code, and what it
+    /// says.
+    fn run(&self, line: &str) -> (Option<i32>, String, String) {
+        let mut command = self.daemon.command();
+        command.arg("qemu").args(line.split_whitespace()).arg("--qmp").arg(self.qemu.qmp());
+        let output = command.output().expect("the command can be run");
+        let text = |bytes| String::from_utf8(bytes).expect("it writes text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
+    /// Tells what it writes.
+    #[track_caller]
+    fn works(&self, line: &str) -> String {
+        let (code, said, complained) = self.run(line);
+        assert_eq!((code, &*complained), (Some(0), ""), "{line}");
+        said
+    }
+
+    #[track_caller]
+    fn fails(&self, line: &str, complaint: &str) {
+        let (code, _, complained) = self.run(line);
+        assert_eq!(code, Some(1), "{line}: {complained}");
+        assert!(complained.contains(complaint), "{line}: {complained}");
+    }
+
+    /// Fails, and QEMU has nothing of it.
+    #[track_caller]
+    fn leaves_nothing(&self, line: &str, complaint: &str) {
+        self.fails(line, complaint);
+        assert_eq!((self.qemu.nodes(), self.qemu.fdsets()), (vec![], vec![]), "{line}");
+    }
+
+    /// Works all the same, and is undone.
+    #[track_caller]
+    fn warns(&self, line: &str, warning: &str) {
+        let (code, _, complained) = self.run(line);
+        assert_eq!(code, Some(0), "{line}: {complained}");
+        assert!(complained.contains(warning), "{line}: {complained}");
+        self.works("detach --node d");
+    }
+}
+
+#[test]
+fn a_flat_extent_in_the_place_of_another_is_refused() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f vmdk -o subformat=twoGbMaxExtentFlat a.vmdk 5G");
+    site.image("-f vmdk -o subformat=monolithicFlat m.vmdk 1M");
+    site.image("-f raw large.raw 3G");
+    let files = ["a.vmdk", "a-f001.vmdk", "a-f002.vmdk", "a-f003.vmdk", "m.vmdk", "m-flat.vmdk"];
+    site.give(&files);
+    site.give(&["large.raw"]);
+    // Of the same size as its neighbour, so that only its name tells that it is not the one.
+    for (name, file) in [("e1", "a-f001.vmdk"), ("e2", "a-f002.vmdk"), ("e3", "a-f003.vmdk")] {
+        site.give_as(name, file);
+    }
+
+    let attach = "attach --node d --image vmdk=a.vmdk";
+    for (extents, complaint) in [
+        ("--extent e2 --extent e1 --extent e3", "--extent a-f001.vmdk=NAME"),
+        (
+            "--extent a-f001.vmdk=e1 --extent a-f002.vmdk=e3 --extent a-f003.vmdk=e2",
+            "of 1073741824 bytes, and the descriptor says that \"a-f002.vmdk\" has 2147483648",
+        ),
+        (
+            "--extent a-f001.vmdk=large.raw --extent e2 --extent e3",
+            "of 3221225472 bytes, and the descriptor says that \"a-f001.vmdk\" has 2147483648",
+        ),
+        (
+            "--extent a-f001.vmdk=e1 --extent x.vmdk=e2 --extent e3",
+            "no extent \"x.vmdk\"; it has [\"a-f001.vmdk\", \"a-f002.vmdk\", \"a-f003.vmdk\"]",
+        ),
+        ("--extent e1", "--extent FILENAME=NAME"),
+    ] {
+        site.leaves_nothing(&format!("{attach} {extents}"), complaint);
+    }
+    let by_name = "--extent a-f003.vmdk=e3 --extent a-f002.vmdk=e2 --extent a-f001.vmdk=e1";
+    let mixed = "--extent a-f002.vmdk=e2 --extent e1 --extent e3";
+    for extents in ["--extent e1 --extent e2 --extent e3", by_name, mixed] {
+        site.works(&format!("{attach} {extents}"));
+        site.works("detach --node d");
+    }
+    // An extent of this kind may end before its file does, but not after it.
+    let attach = "attach --node d --image vmdk=m.vmdk --extent m-flat.vmdk=";
+    site.works(&format!("{attach}large.raw"));
+    site.works("detach --node d");
+    let extent = File::options().write(true).open(site.daemon.path("m-flat.vmdk"));
+    extent.expect("it is there").set_len(1 << 19).expect("it can be cut off");
+    site.leaves_nothing(&format!("{attach}m-flat.vmdk"), "of 524288 bytes");
+}
+
+#[test]
+fn a_sparse_extent_in_the_place_of_another_is_refused() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f vmdk -o subformat=twoGbMaxExtentSparse s.vmdk 3G");
+    site.image("-f raw plain.raw 2G");
+    site.give(&["s.vmdk", "s-s001.vmdk", "s-s002.vmdk", "plain.raw"]);
+
+    let attach = "attach --node d --image vmdk=s.vmdk";
+    let swapped = "--extent s-s001.vmdk=s-s002.vmdk --extent s-s002.vmdk=s-s001.vmdk";
+    for (extents, complaint) in [
+        ("--extent s-s002.vmdk --extent s-s001.vmdk", "--extent s-s001.vmdk=NAME"),
+        (swapped, "a sparse extent of 2097152 sectors, and the descriptor says that"),
+        ("--extent s-s001.vmdk=plain.raw --extent s-s002.vmdk", "no sparse extent"),
+    ] {
+        site.leaves_nothing(&format!("{attach} {extents}"), complaint);
+    }
+    site.works(&format!("{attach} --extent s-s001.vmdk --extent s-s002.vmdk"));
+}
+
+#[test]
+fn an_image_that_is_given_as_raw_is_warned_of() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f qcow2 q.qcow2 1M");
+    site.image("-f vmdk v.vmdk 1M");
+    site.image("-f vmdk -o subformat=monolithicFlat m.vmdk 1M");
+    site.image("-f raw plain.raw 1M");
+    site.give(&["q.qcow2", "v.vmdk", "m.vmdk", "plain.raw"]);
+
+    site.warns("attach --node d --image raw=q.qcow2", "say --image qcow2=q.qcow2");
+    site.warns("attach --node d --image raw=q.qcow2 --direct on", "say --image qcow2=q.qcow2");
+    site.warns("attach --node d --image raw=v.vmdk", "say --image vmdk=v.vmdk");
+    site.warns("attach --node d --image raw=m.vmdk", "say --image vmdk=m.vmdk");
+    site.works("attach --node d --image raw=plain.raw");
+}
+
+#[test]
+fn another_backing_file_than_the_header_names_is_warned_of_and_another_format_refused() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f raw root.raw 1M");
+    site.image("-f qcow2 -b root.raw -F raw base.qcow2");
+    site.image("-f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    site.image("-f qcow2 -o compat=0.10 -b base.qcow2 -F qcow2 old.qcow2");
+    site.image("-f vmdk base.vmdk 1M");
+    site.image("-f vmdk -b base.vmdk -F vmdk top.vmdk");
+    fs::copy(site.daemon.path("base.vmdk"), site.daemon.path("other.vmdk")).expect("a copy");
+    fs::copy(site.daemon.path("root.raw"), site.daemon.path("other.raw")).expect("a copy");
+    site.give(&["root.raw", "base.qcow2", "top.qcow2", "old.qcow2", "other.raw"]);
+    site.give(&["base.vmdk", "top.vmdk", "other.vmdk"]);
+
+    let attach = "attach --node d";
+    for top in ["top.qcow2", "old.qcow2"] {
+        let line = format!("{attach} --image qcow2={top} --image raw=base.qcow2");
+        site.leaves_nothing(&line, "say --image qcow2=base.qcow2, not raw");
+    }
+    let line = format!("{attach} --image qcow2=top.qcow2 --image qcow2=base.qcow2");
+    site.warns(&format!("{line} --image raw=other.raw"), "its backing file is \"root.raw\"");
+    site.warns(
+        &format!("{attach} --image vmdk=top.vmdk --image vmdk=other.vmdk"),
+        "its backing file is \"base.vmdk\"",
+    );
+    site.works(&format!("{line} --image raw=root.raw"));
+}
