@@ -195,3 +195,133 @@ fn another_backing_file_than_the_header_names_is_warned_of_and_another_format_re
     );
     site.works(&format!("{line} --image raw=root.raw"));
 }
+
+#[test]
+fn a_node_that_is_no_image_of_its_own_is_told_to_be_part_of_one() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f raw base.raw 1M");
+    site.image("-f qcow2 -b base.raw -F raw o.qcow2");
+    site.give(&["base.raw", "o.qcow2"]);
+
+    site.fails("detach --node o", "QEMU has no image \"o\" that was attached, and no other");
+    site.works("attach --node o --image qcow2=o.qcow2 --image raw=base.raw");
+
+    for part in ["o-file", "o-backing1", "o-backing1-file"] {
+        for verb in ["reopen --direct on", "status", "detach"] {
+            let told = format!("node {part:?} is a node of image \"o\": say --node o");
+            site.fails(&format!("{verb} --node {part}"), &told);
+        }
+    }
+    for verb in ["reopen --direct on", "status", "detach"] {
+        site.fails(&format!("{verb} --node x"), "no image \"x\" that was attached; it has {\"o\"}");
+    }
+}
+
+#[test]
+fn a_name_that_is_taken_or_too_long_is_refused_before_anything_is_done() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f raw a.raw 1M");
+    site.give(&["a.raw"]);
+
+    let long = "n".repeat(27);
+    let told = "choose a --node of at most 26 characters";
+    site.leaves_nothing(&format!("attach --node {long} --image raw=a.raw"), told);
+    site.works("attach --node d --image raw=a.raw");
+    let nodes = site.qemu.nodes();
+    // Not even the entry is looked at.
+    let told = "\"d\" is attached already: detach it, or choose another --node";
+    site.fails("attach --node d --image raw=nothing", told);
+    let told = "QEMU has a node \"d-file\" already, that was not attached";
+    site.fails("attach --node d-file --image raw=a.raw", told);
+
+    assert_eq!(site.qemu.nodes(), nodes);
+}
+
+#[test]
+fn who_is_in_the_way_is_told_where_qemu_refuses() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f qcow2 a.qcow2 1M");
+    site.give_as("one", "a.qcow2");
+    site.give_as("two", "a.qcow2");
+    site.works("attach --node d --image qcow2=one --option locking=on");
+
+    let again = "attach --node e --image qcow2=two --option locking=on";
+    site.fails(again, "lslocks shows who");
+    site.qemu.export("d", true).expect("QEMU exports it");
+    site.fails("reopen --node d --read-only on", "remove that first");
+    site.fails("detach --node d", "block-export-del");
+    site.qemu.end_export("d");
+
+    site.works("reopen --node d --read-only on");
+    site.works("detach --node d");
+}
+
+#[test]
+fn an_entry_that_is_only_read_or_that_is_gone_is_told_with_what_to_do() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f raw a.raw 1M");
+    let mut give = site.daemon.command();
+    give.args(["give", "r", "--fresh", "--access", "read"]).arg(site.daemon.path("a.raw"));
+    assert!(give.status().expect("the command can be run").success());
+
+    let told = "kept for reading only: say --read-only on, or give it with --may-reopen read-write";
+    site.leaves_nothing("attach --node d --image raw=r", told);
+    site.works("attach --node d --image raw=r --read-only on");
+    let mut close = site.daemon.command();
+    assert!(close.args(["close", "r"]).status().expect("the command can be run").success());
+    let again = "fdstash give r FILE";
+    assert!(site.works("status --node d").contains(again));
+    let told = "not reopened: QEMU goes on with the descriptors that it had; where the stash";
+    site.fails("reopen --node d --direct on", told);
+    site.give_as("r", "a.raw");
+
+    site.works("reopen --node d --direct on");
+}
+
+#[test]
+fn a_monitor_that_is_not_there_or_silent_is_told() {
+    let Some(site) = Site::new() else { return };
+    let said = |socket: &str| {
+        let mut command = site.daemon.command();
+        command.args(["qemu", "status", "--limit", "1", "--qmp", socket]);
+        let output = command.output().expect("the command can be run");
+        assert_eq!(output.status.code(), Some(1), "{socket}");
+        String::from_utf8(output.stderr).expect("it writes text")
+    };
+
+    assert!(said("/nowhere/q").contains("-qmp unix:/nowhere/q,server=on,wait=off"));
+    assert!(said("tcp:localhost:4444").contains("only Unix sockets"));
+    let other = site.daemon.path("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&other).expect("it can be bound");
+    let silent = said(other.to_str().expect("a plain path"));
+    assert!(silent.contains("most likely another client is connected"), "{silent}");
+    assert!(!silent.contains("Resource temporarily"), "{silent}");
+    let (code, _, complained) = site.run("reopen --node d --direct on --option aio=threads");
+    assert_eq!(code, Some(2), "{complained}");
+    assert!(complained.contains("needs --name to say which"), "{complained}");
+}
+
+#[test]
+fn all_images_are_shown_with_their_own_nodes_and_what_is_usual_is_no_drift() {
+    let Some(site) = Site::new() else { return };
+    site.image("-f qcow2 q.qcow2 1M");
+    site.image("-f vmdk -o subformat=monolithicFlat m.vmdk 1M");
+    site.give(&["q.qcow2", "m.vmdk", "m-flat.vmdk"]);
+    assert_eq!(site.works("status").lines().count(), 1, "there is none");
+
+    let attached = site.works("attach --node q --image qcow2=q.qcow2");
+    assert_eq!(attached, "attached: a device refers to it by drive=q\n");
+    site.works("attach --node v --image vmdk=m.vmdk --extent m-flat.vmdk --read-only on");
+
+    let told = site.works("status");
+    let lines: Vec<Vec<&str>> =
+        told.lines().map(|line| line.split_whitespace().collect()).collect();
+    let firsts: Vec<&str> = lines[1..].iter().map(|line| line[0]).collect();
+    assert_eq!(firsts, ["q", "q-file", "v", "v-extent1", "v-file"], "{told}");
+    assert_eq!((lines[1][1], lines[3][4]), ("qcow2", "read-only"));
+    assert_eq!((lines[5][2], lines[5].last()), ("m.vmdk", Some(&"1")), "{told}");
+    assert_eq!(site.works("status --node q").lines().count(), 3);
+    let same = site.works("reopen --node q --direct off");
+    assert!(same.contains("nothing to do"), "{same}");
+    assert!(site.works("reopen --node q --direct on").contains("reopened in"));
+}

@@ -128,6 +128,9 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<Misuse>() {
         return ExitCode::from(USAGE);
     }
+    if let Some(advice) = qemu::advice(error) {
+        complain(format_args!("{advice}"));
+    }
     let Some(refused) = error.downcast_ref::<fdstash::Error>() else {
         return ExitCode::from(REFUSED);
     };

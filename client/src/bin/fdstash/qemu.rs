@@ -1,5 +1,6 @@
 //! `fdstash qemu`: gives a running QEMU the files of an image, and has them opened anew.
 
+mod advice;
 mod attach;
 mod detach;
 mod foreign;
@@ -12,10 +13,16 @@ mod status;
 mod vmdk;
 mod words;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 
+pub(crate) use self::advice::advice;
 use self::{
     foreign::Foreign,
     nodes::{Image, Seen, Set},
@@ -28,7 +35,7 @@ Examples:
   fdstash give vm7-disk0 --fresh vm7.qcow2
   fdstash qemu attach --qmp /run/vm7.qmp --node disk0 --image qcow2=vm7-disk0
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
-  fdstash qemu status --qmp /run/vm7.qmp --node disk0
+  fdstash qemu status --qmp /run/vm7.qmp
   fdstash qemu detach --qmp /run/vm7.qmp --node disk0
   fdstash qemu reopen --libvirt qemu:///system --domain vm7 --disk vda --direct on
 
@@ -95,7 +102,7 @@ struct Target {
 #[derive(Args)]
 struct Site {
     /// The socket of QEMU's QMP monitor
-    #[arg(long, value_name = "SOCKET", requires = "node", required_unless_present = "uri")]
+    #[arg(long, value_name = "SOCKET", required_unless_present = "uri")]
     qmp: Option<PathBuf>,
 
     /// The image, by the name of its topmost node
@@ -131,10 +138,36 @@ impl Site {
         if let Some(disk) = &self.disk {
             return disk.image(monitor, self.limit, foreign, sets, seen);
         }
-        let node = self.node.clone().unwrap_or_default();
+        let Some(node) = self.node.clone() else {
+            return Err(Misuse("--node must say which image").into());
+        };
         let image = Image::find(&node, sets, seen);
         Ok((node, image))
     }
+}
+
+/// The images that were attached, by their topmost nodes.
+fn images(sets: &[Set]) -> BTreeSet<&str> {
+    let newest = sets.iter().filter_map(|set| set.marked().next_back());
+    newest.map(|(_, mark)| mark.image.as_str()).collect()
+}
+
+/// Says that no image has that name, and which name may have been meant.
+fn unknown(node: &str, sets: &[Set]) -> anyhow::Error {
+    let mut marks = sets.iter().filter_map(|set| set.marked().next_back());
+    let is_part =
+        |mark: &nodes::Mark| mark.image != node && [mark.node(), &*mark.of].contains(&node);
+    if let Some((_, mark)) = marks.find(|(_, mark)| is_part(mark)) {
+        return anyhow::anyhow!(
+            "node {node:?} is a node of image {0:?}: say --node {0}",
+            mark.image.as_str()
+        );
+    }
+    let known = images(sets);
+    if known.is_empty() {
+        return anyhow::anyhow!("QEMU has no image {node:?} that was attached, and no other");
+    }
+    anyhow::anyhow!("QEMU has no image {node:?} that was attached; it has {known:?}")
 }
 
 impl Target {

@@ -3,7 +3,11 @@
 mod check;
 mod plan;
 
-use std::{os::fd::OwnedFd, process::ExitCode};
+use std::{
+    io::{self, Write},
+    os::fd::OwnedFd,
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::Args;
@@ -15,7 +19,10 @@ use rustix::fs::fstat;
 use serde_json::{Value, json};
 
 pub(super) use self::plan::opening;
-use self::plan::{File, Format, Opener, Parts, Planned, image};
+use self::{
+    check::{check_lengths, check_node},
+    plan::{File, Format, Opener, Parts, Planned, image},
+};
 use super::{
     ATTEMPTS, Target, is_undone,
     nodes::{FileNode, Identity, Mark, Options, add_fd, name_of, remove_fd, set_path},
@@ -43,7 +50,8 @@ disk0-extent2 and so on. A VMDK's descriptor is rewritten for QEMU, in memory, a
 writes into it stays there: a new identifier of the content, with the first write. A device then
 refers to disk0:
   device_add virtio-blk-pci,drive=disk0
-QEMU gets an open file description of its own of each file, and what the stash keeps stays there.
+The stash opens each file anew, as it is to be (--direct), and keeps that in place of what it kept;
+QEMU gets an open file description of its own, which nobody else has.
 What fails is undone: then there is no node, and the stash is as it was.";
 
 /// Give QEMU the files of an image, and make its block nodes of them
@@ -85,6 +93,7 @@ pub(super) struct Attach {
 impl Attach {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         let mut monitor = self.target.monitor()?;
+        check_node(&mut *monitor, &self.target.node)?;
         let mut stash = door.connect()?;
         let mut attempts = ATTEMPTS;
         let (committed, reopenings) = loop {
@@ -96,6 +105,7 @@ impl Attach {
             }
         };
         settle(committed, &mut stash, &reopenings)?;
+        writeln!(io::stdout(), "attached: a device refers to it by drive={}", self.target.node)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -126,6 +136,7 @@ impl Attach {
     ) -> anyhow::Result<()> {
         let all = names(&plan);
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        check_lengths(&self.target.node, &all)?;
         let mut below = None;
         for planned in plan.into_iter().rev() {
             below = Some(self.add_layer(monitor, planned, below, &all, done)?);
@@ -225,6 +236,7 @@ impl Layer<'_> {
             file.insert("read-only".into(), read_only.into());
             let mark =
                 self.mark(None, (stat.st_dev, stat.st_ino), file.clone(), Some(format.clone()));
+            let mark = Mark { copy_of: Some(descriptor.entry.clone()), ..mark };
             let id = self.give(set, fd, &mark)?;
             set = Some(id);
             if read_only == self.read_only {
@@ -258,7 +270,8 @@ impl Layer<'_> {
         format: Option<Options>,
     ) -> Mark {
         let image = self.attach.target.node.clone();
-        Mark { entry, file: Some(file), options, image, of: self.node.to_owned(), format }
+        let of = self.node.to_owned();
+        Mark { entry, copy_of: None, file: Some(file), options, image, of, format }
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     Target,
     nodes::{Image, Set, nodes, remove_fd, sets},
     qmp::Monitor,
+    unknown,
 };
 
 const EXAMPLES: &str = "\
@@ -32,7 +33,9 @@ impl Detach {
         let node = &self.target.node;
         let (all, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
         let of_image: Vec<&Set> = all.iter().filter(|set| set.is_of(node)).collect();
-        anyhow::ensure!(!of_image.is_empty(), "QEMU has no image {node:?} that was attached");
+        if of_image.is_empty() {
+            return Err(unknown(node, &all));
+        }
         let mut names = Image::find(node, &all, &seen).node_names();
         // What an attach or a detach that was cut off has left does not hang together.
         let left = of_image.iter().flat_map(|set| set.marked());

@@ -29,14 +29,27 @@ pub(super) struct Foreign {
     /// An option that a node of an image has that was not attached; without NODE, each file node. QEMU
     /// tells its driver, its cache mode and detect-zeroes; what else it was made with must be said, or
     /// goes back to its default (may be repeated)
-    #[arg(
-        long = "option", value_name = "[NODE.]KEY=VALUE", value_parser = Setting::parse,
-        requires = "names"
-    )]
+    #[arg(long = "option", value_name = "[NODE.]KEY=VALUE", value_parser = Setting::parse)]
     settings: Vec<Setting>,
 }
 
 impl Foreign {
+    /// Refuses options of which it is not known what they are for.
+    ///
+    /// # Errors
+    ///
+    /// If no entry is named.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if !self.settings.is_empty() && self.names.is_empty() {
+            return Err(Misuse(
+                "--option is for nodes that QEMU was started with, and needs --name to say which: an \
+                 image that was attached keeps the options that it was attached with",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
     /// Whether any are named.
     pub(super) fn is_some(&self) -> bool {
         !self.names.is_empty()
@@ -73,7 +86,9 @@ impl Foreign {
         if !self.settings.is_empty() {
             return Err(Misuse("the image was attached, and its options are known").into());
         }
-        for file in image.layers.iter().flat_map(|layer| &layer.files) {
+        let files = || image.layers.iter().flat_map(|layer| &layer.files);
+        self.check_names(&files().map(|file| file.node().to_owned()).collect::<Vec<_>>())?;
+        for file in files() {
             let Some(entry) = &file.mark.entry else { continue };
             let is_named =
                 self.names.iter().any(|(node, name)| (&**node, name) == (file.node(), entry));
@@ -105,12 +120,13 @@ impl Foreign {
         let format = self.format(top_node, &all);
         let mut files = Vec::new();
         for (node, entry) in &self.names {
-            let node = seen.get(node).with_context(|| format!("QEMU has no node {node:?}"))?;
+            let node = seen.get(node).with_context(|| no_file(top_node, node, seen))?;
             let set = set_of(node, sets, seen)?;
             let mut options = known(node);
             words::apply(&self.settings, &node.node, true, &all, &mut options);
             let mark = Mark {
                 entry: Some(entry.clone()),
+                copy_of: None,
                 file: behind(monitor, set, node)?,
                 options,
                 image: top.to_owned(),
@@ -138,6 +154,13 @@ impl Foreign {
             options.contains_key("file") && (!has_backing || options.contains_key("backing"));
         is_whole.then_some(options)
     }
+}
+
+/// Says that a node is none, and which ones may have been meant.
+fn no_file(top: &Seen, node: &str, seen: &BTreeMap<String, Seen>) -> String {
+    let files = seen.values().filter(|other| other.is_file() && other.path == top.path);
+    let files: Vec<&str> = files.map(|file| file.node.as_str()).collect();
+    format!("node {:?} has no file node {node:?}; it has {files:?}", top.node)
 }
 
 /// What QEMU tells of a node's options.

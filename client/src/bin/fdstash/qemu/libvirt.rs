@@ -87,6 +87,7 @@ impl Disk {
                 // libvirt has it from whoever manages the domain. What QEMU says is not taken: it would
                 // have itself given whatever it names.
                 entry: foreign.name_of(&storage.node).cloned().or_else(|| file.entry()),
+                copy_of: None,
                 file: behind(monitor, set, storage)?,
                 options,
                 image: nodes[0].clone(),

@@ -27,6 +27,8 @@ pub(super) type Identity = (u64, u64);
 pub(super) struct Mark {
     /// The entry that has the file; none if the stash does not keep it, as a rewritten VMDK descriptor.
     pub entry: Option<Name>,
+    /// The entry whose file it is a rewritten copy of.
+    pub copy_of: Option<Name>,
     /// Which file it is, if that is known.
     pub file: Option<Identity>,
     /// The options of the file node that is opened from it, but for its `filename`.
@@ -41,11 +43,11 @@ pub(super) struct Mark {
 
 impl Mark {
     fn to_text(&self) -> String {
-        let Self { entry, file, options, image, of, format } = self;
-        let entry = entry.as_ref().map(Name::to_string);
+        let Self { entry, copy_of, file, options, image, of, format } = self;
+        let [entry, copy_of] = [entry, copy_of].map(|name| name.as_ref().map(Name::to_string));
         let file = file.map(|(device, inode)| [device, inode]);
         let mark = json!({
-            "name": entry, "node": self.node(), "file": file, "options": options,
+            "name": entry, "copyOf": copy_of, "node": self.node(), "file": file, "options": options,
             "image": image, "of": of, "format": format,
         });
         json!({ "fdstash": mark }).to_string()
@@ -54,13 +56,14 @@ impl Mark {
     fn from_text(text: &str) -> Option<Self> {
         let mut text: Value = serde_json::from_str(text).ok()?;
         let mark = text.get_mut("fdstash")?;
-        let entry = mark["name"].as_str().map(Name::new).transpose().ok()?;
+        let name = |key: &str| mark[key].as_str().map(Name::new).transpose().ok();
+        let (entry, copy_of) = (name("name")?, name("copyOf")?);
         let file = mark["file"][0].as_u64().zip(mark["file"][1].as_u64());
         let image = mark["image"].as_str()?.to_owned();
         let of = mark["of"].as_str()?.to_owned();
         let mut taken = |key: &str| mark[key].as_object_mut().map(std::mem::take);
         let (options, format) = (taken("options")?, taken("format"));
-        Some(Self { entry, file, options, image, of, format })
+        Some(Self { entry, copy_of, file, options, image, of, format })
     }
 
     pub(super) fn node(&self) -> &str {
@@ -345,13 +348,15 @@ mod tests {
         let file = options(json!({ "node-name": "disk0-file", "cache": { "direct": true } }));
         let mark = Mark {
             entry: Some(Name::new("vm7/\"disk0\"").unwrap()),
+            copy_of: None,
             file: Some((u64::MAX, 7)),
             options: file,
             image: "disk0".into(),
             of: "disk0".into(),
             format: Some(options(json!({ "driver": "qcow2", "backing": null }))),
         };
-        let bare = Mark { entry: None, file: None, format: None, ..mark.clone() };
+        let copy_of = mark.entry.clone();
+        let bare = Mark { entry: None, copy_of, file: None, format: None, ..mark.clone() };
 
         for mark in [mark, bare] {
             assert_eq!(Mark::from_text(&mark.to_text()), Some(mark));

@@ -6,7 +6,7 @@ use std::{
     net::Shutdown,
     os::{
         fd::BorrowedFd,
-        unix::{fs::MetadataExt, net::UnixStream},
+        unix::{ffi::OsStrExt, fs::MetadataExt, net::UnixStream},
     },
     path::Path,
     time::{Duration, Instant},
@@ -78,11 +78,16 @@ impl Failure {
 
     pub(crate) fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
         let command = command.to_owned();
-        if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+        if is_late(&why) {
             return Self::Unanswered { command, limit };
         }
         Self::Lost { command, why }
     }
+}
+
+/// Whether it is the time that has run out, in any of the kernel's words for it.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// What a command comes to, by QEMU's answer to it.
@@ -107,16 +112,29 @@ impl Qmp {
     /// Connects, and waits at most `limit` for the greeting, and for the answer to each command later.
     pub(crate) fn connect(path: &Path, limit: Duration) -> anyhow::Result<Self> {
         let shown = path.display();
-        let socket = UnixStream::connect(path)
-            .with_context(|| format!("could not connect to QEMU's monitor at {shown}"))?;
-        socket.set_write_timeout(Some(limit))?;
-        let mut qmp = Self { socket, received: Vec::new(), commands: 0, limit };
-        let greeting = qmp.line(Instant::now() + limit).with_context(|| {
+        anyhow::ensure!(
+            !["tcp:", "unix:"]
+                .iter()
+                .any(|kind| path.as_os_str().as_bytes().starts_with(kind.as_bytes())),
+            "{shown} is no path: only Unix sockets, by their paths, since descriptors go over no other"
+        );
+        let socket = UnixStream::connect(path).with_context(|| {
             format!(
-                "nobody at {shown} greets as QEMU does within {limit:?}; it speaks with one client at \
-                 a time, and another may be connected"
+                "could not connect to QEMU's monitor at {shown}; start QEMU with -qmp \
+                 unix:{shown},server=on,wait=off"
             )
         })?;
+        socket.set_write_timeout(Some(limit))?;
+        let mut qmp = Self { socket, received: Vec::new(), commands: 0, limit };
+        let greeting = match qmp.line(Instant::now() + limit) {
+            Err(why) if is_late(&why) => anyhow::bail!(
+                "nobody at {shown} greets as QEMU does within {limit:?}: most likely another client is \
+                 connected (it speaks with one client at a time), or QEMU hangs"
+            ),
+            greeting => {
+                greeting.with_context(|| format!("what is at {shown} is no QMP monitor"))?
+            }
+        };
         anyhow::ensure!(greeting.get("QMP").is_some(), "what is at {shown} is no QMP monitor");
         qmp.execute("qmp_capabilities", json!({}), None)?;
         Ok(qmp)

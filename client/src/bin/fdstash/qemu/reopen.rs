@@ -22,7 +22,7 @@ use std::{
 };
 
 use clap::Args;
-use fdstash::{Handed, Name, Reopening, blocking::Transaction};
+use fdstash::{Handed, Name, Refusal, Reopening, blocking::Transaction};
 use rustix::fs::fstat;
 use serde_json::{Value, json};
 
@@ -35,6 +35,7 @@ use super::{
     is_undone,
     nodes::{Image, Mark, Seen, Set, add_fd, nodes, remove_fd, sets},
     qmp::{Failure, Monitor},
+    unknown,
 };
 use crate::{
     Door, Misuse,
@@ -124,6 +125,7 @@ impl Reopen {
 
     /// Finds the image, and plans what is to change.
     fn look(&self, monitor: &mut dyn Monitor) -> anyhow::Result<Plan> {
+        self.foreign.check()?;
         let is_of_libvirt = self.site.disk.is_some();
         if is_of_libvirt && self.read_only.is_some() {
             return Err(Misuse("whether a disk is read-only is for libvirt to say").into());
@@ -139,11 +141,13 @@ impl Reopen {
                 self.foreign.confirm(&image)?;
             }
         }
-        anyhow::ensure!(
-            !image.layers.is_empty(),
-            "QEMU has no image {node:?} that was attached; of one that it was started with, say which \
-             entry has which node's file, with --name"
-        );
+        if image.layers.is_empty() {
+            let unknown = unknown(&node, &sets);
+            anyhow::bail!(
+                "{unknown}; of one that QEMU was started with, say which entry has which node's file, with \
+                 --name"
+            );
+        }
         self.plan(&image, &seen)
     }
 
@@ -160,6 +164,9 @@ impl Reopen {
             table.push([plain(step.file.node()), entry, step.was.words(), step.is.words()]);
         }
         table.write(&mut out, None)?;
+        if plan.options().is_empty() {
+            return writeln!(out, "nothing to do: QEMU has the files so already");
+        }
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
     }
 }
@@ -184,7 +191,7 @@ fn reopen(
     reopenings: &[Reopening],
 ) -> anyhow::Result<(Swap, Result<(), fdstash::Error>)> {
     // Until the transaction ends, nobody else who goes this way has these entries, and so their nodes.
-    let handed = transaction.reopen(reopenings)?;
+    let handed = transaction.reopen(reopenings).map_err(not_opened)?;
     let mut added = Vec::new();
     match go_over(monitor, plan, handed, &mut added) {
         Ok(swap) => Ok((swap, transaction.commit())),
@@ -194,6 +201,20 @@ fn reopen(
             Err(error.context(told))
         }
     }
+}
+
+/// Says how things stand where the stash has not opened the files, and what to do.
+fn not_opened(error: fdstash::Error) -> anyhow::Error {
+    let is_gone = matches!(error.refusal(), Some(Refusal::NotFound { .. }));
+    let stands = "not reopened: QEMU goes on with the descriptors that it had";
+    let error = anyhow::Error::new(error);
+    if is_gone {
+        return error.context(format!(
+            "{stands}; where the stash was started anew, give the file again under the same name \
+             (fdstash give NAME FILE)"
+        ));
+    }
+    error.context(stands)
 }
 
 /// Gives QEMU the new descriptors, and has its nodes go over to them, all or none.

@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use super::{
     Site,
     foreign::Foreign,
-    nodes::{FileNode, Image, Seen, Set, nodes, sets},
-    reopen,
+    images,
+    nodes::{FileNode, Image, Mark, Seen, Set, nodes, read_only, sets},
+    qmp::Monitor,
+    reopen, unknown,
 };
 use crate::{
     Door,
@@ -24,15 +26,21 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  fdstash qemu status --qmp /run/vm7.qmp --node disk0
+  fdstash qemu status --qmp /run/vm7.qmp
   fdstash qemu status --qmp /run/vm7.qmp --node disk0 --json | jq '.nodes[].direct'
   fdstash qemu status --libvirt qemu:///system --domain vm7 --disk vda
 
-FDS is how many descriptors the node's set has. More than one are left over from a reopen that was
+Without --node it shows all images that were attached. An image's own node comes before its files'.
+
+QEMU may have less access than the stash keeps: a file that QEMU only reads is handed out read-only,
+and kept read-write, so that it can be written again. Of a VMDK QEMU has a rewritten copy of its
+descriptor, and the stash keeps what was given.
+
+FDS is how many descriptors the node's set has that fit it. More than one are left over from a reopen that was
 cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile); the next reopen
 removes them.";
 
-/// Show the nodes of an image, as QEMU has them and as the stash keeps their files
+/// Show the nodes of an image, or of all, as QEMU has them and as the stash keeps their files
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {
@@ -46,6 +54,7 @@ pub(super) struct Status {
 
 /// A file node, as QEMU says and as the stash does.
 struct Line<'a> {
+    image: &'a str,
     file: &'a FileNode,
     format: String,
     set: Option<&'a Set>,
@@ -59,28 +68,41 @@ impl Status {
         let mut stash = door.connect()?;
         let entries = stash.list(&Pattern::new("*")?)?;
         let (sets, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
-        let (node, image) = self.site.find(&*monitor, &Foreign::default(), &sets, &seen)?;
-        let strays = Image::strays(&node, &sets, &seen);
-        anyhow::ensure!(
-            !image.layers.is_empty() || !strays.is_empty(),
-            "QEMU has no image {node:?} that was attached"
-        );
-        let lines = lines(&image, &sets, &seen, &entries);
-        let mut drifts: Vec<String> = lines.iter().flat_map(Line::drifts).collect();
-        drifts.extend(image.layers.iter().filter_map(|layer| no_backing(seen.get(&layer.node)?)));
-        drifts.extend(strays.iter().map(|set| {
-            let id = set.id;
-            format!("set {id} was meant for this image, and no node uses it: detach removes it")
-        }));
+        let found = self.find(&*monitor, &sets, &seen)?;
+        let (mut all, mut drifts) = (Vec::new(), Vec::new());
+        for (node, image) in &found {
+            let lines = lines(node, image, &sets, &seen, &entries);
+            drifts.extend(lines.iter().flat_map(Line::drifts));
+            let layers = image.layers.iter();
+            drifts.extend(layers.filter_map(|layer| no_backing(seen.get(&layer.node)?)));
+            drifts.extend(Image::strays(node, &sets, &seen).iter().map(|set| {
+                let id = set.id;
+                format!(
+                    "set {id} was meant for image {node}, and no node uses it: detach removes it"
+                )
+            }));
+            all.extend(lines);
+        }
         let mut out = io::stdout().lock();
         if self.json {
-            let nodes: Vec<Value> = lines.iter().map(Line::to_json).collect();
+            let nodes: Vec<Value> = all.iter().map(Line::to_json).collect();
             writeln!(out, "{}", json!({ "nodes": nodes, "drifts": drifts }))?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut table =
             Table::new(&["NODE", "FORMAT", "NAME", "SET", "QEMU HAS", "STASH KEEPS", "FDS"]);
-        lines.iter().for_each(|line| table.push(line.cells()));
+        let mut above = "";
+        for line in &all {
+            if line.file.mark.of != above {
+                above = &line.file.mark.of;
+                seen.get(above)
+                    .filter(|node| !node.is_file())
+                    .map(heading)
+                    .into_iter()
+                    .for_each(|row| table.push(row));
+            }
+            table.push(line.cells());
+        }
         table.write(&mut out, terminal_width())?;
         for drift in drifts {
             writeln!(out, "{}", plain(&drift))?;
@@ -89,7 +111,36 @@ impl Status {
     }
 }
 
+impl Status {
+    /// The image that was asked for, or all that were attached, with their topmost nodes.
+    fn find(
+        &self,
+        monitor: &dyn Monitor,
+        sets: &[Set],
+        seen: &BTreeMap<String, Seen>,
+    ) -> anyhow::Result<Vec<(String, Image)>> {
+        if self.site.node.is_none() && self.site.disk.is_none() {
+            let found = |&node: &&str| (node.to_owned(), Image::find(node, sets, seen));
+            return Ok(images(sets).iter().map(found).collect());
+        }
+        let (node, image) = self.site.find(monitor, &Foreign::default(), sets, seen)?;
+        if image.layers.is_empty() && Image::strays(&node, sets, seen).is_empty() {
+            return Err(unknown(&node, sets));
+        }
+        Ok(vec![(node, image)])
+    }
+}
+
+/// The row of a format node, which stands on the files below it.
+fn heading(node: &Seen) -> [String; 7] {
+    let access = if node.read_only { "read-only" } else { "read-write" };
+    let nothing = String::new;
+    let (name, driver) = (plain(&node.node), plain(&node.driver));
+    [name, driver, nothing(), nothing(), access.to_owned(), nothing(), nothing()]
+}
+
 fn lines<'a>(
+    node: &'a str,
     image: &'a Image,
     sets: &'a [Set],
     seen: &'a BTreeMap<String, Seen>,
@@ -99,14 +150,20 @@ fn lines<'a>(
     for layer in &image.layers {
         let format = seen.get(&layer.node).map(|node| node.driver.clone()).unwrap_or_default();
         lines.extend(layer.files.iter().map(|file| Line {
+            image: node,
             file,
             format: format.clone(),
             set: sets.iter().find(|set| set.id == file.set),
             seen: seen.get(file.node()),
-            kept: entries.iter().find(|entry| Some(&entry.name) == file.mark.entry.as_ref()),
+            kept: entries.iter().find(|entry| Some(&entry.name) == kept_as(file)),
         }));
     }
     lines
+}
+
+/// The entry that has its file, or what that was copied from.
+fn kept_as(file: &FileNode) -> Option<&Name> {
+    file.mark.entry.as_ref().or(file.mark.copy_of.as_ref())
 }
 
 /// What is missing below an image, if its header names another that QEMU was not given: then the guest
@@ -124,12 +181,20 @@ fn no_backing(seen: &Seen) -> Option<String> {
 }
 
 impl Line<'_> {
+    /// How many descriptors its set has. A copy lies there for reading and for writing, of which one
+    /// fits the node.
     fn count(&self) -> usize {
-        self.set.map_or(0, |set| set.members.len())
+        let Some(set) = self.set else { return 0 };
+        if self.file.mark.copy_of.is_none() {
+            return set.members.len();
+        }
+        let fits =
+            |mark: &Mark| self.seen.is_some_and(|seen| read_only(&mark.options) == seen.read_only);
+        set.marked().filter(|(_, mark)| fits(mark)).count()
     }
 
     fn name(&self) -> Option<&str> {
-        self.file.mark.entry.as_ref().map(Name::as_str)
+        kept_as(self.file).map(Name::as_str)
     }
 
     fn cells(&self) -> [String; 7] {
@@ -154,11 +219,13 @@ impl Line<'_> {
     /// What does not fit together.
     fn drifts(&self) -> Vec<String> {
         let (node, mut drifts) = (self.file.node(), Vec::new());
-        if let Some(name) = self.name() {
+        if let Some(name) = &self.file.mark.entry {
+            let name = name.as_str();
             match self.kept {
-                None => {
-                    drifts.push(format!("{node}: the stash has no entry {name:?} that may be used"))
-                }
+                None => drifts.push(format!(
+                    "{node}: the stash has no entry {name:?} that may be used; where it was started \
+                     anew, give the file again under that name (fdstash give {name} FILE)"
+                )),
                 Some(kept) => drifts.extend(self.drifts_from(kept)),
             }
             if self.count() != 1 {
@@ -186,6 +253,7 @@ impl Line<'_> {
 
     fn to_json(&self) -> Value {
         json!({
+            "image": self.image,
             "node": self.file.node(),
             "format": self.format,
             "name": self.name(),

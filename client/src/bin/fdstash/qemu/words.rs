@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::nodes::Options;
 
 /// QEMU's limit.
-const LONGEST_NODE: usize = 31;
+pub(super) const LONGEST_NODE: usize = 31;
 
 /// A node's name, as QEMU takes it.
 pub(super) fn node(text: &str) -> Result<String, String> {

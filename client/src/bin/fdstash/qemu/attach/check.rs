@@ -1,14 +1,44 @@
-//! Whether the files that were named are those that an image's header means. QEMU does not see the
-//! difference: a guest would read, and write, in the wrong places.
+//! Whether what was named can be attached: nodes that QEMU has not yet, and the files that an image's
+//! header means. Of other files QEMU does not see the difference: a guest would read, and write, in the
+//! wrong places.
 
 use std::os::fd::AsFd;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use fdstash::Name;
 use rustix::fs::{SeekFrom, seek};
 
 use super::plan::{File, Format, Needs};
-use crate::qemu::{header, vmdk::Extent};
+use crate::qemu::{
+    header, images,
+    nodes::{nodes, sets},
+    qmp::Monitor,
+    vmdk::Extent,
+    words::LONGEST_NODE,
+};
+
+/// Refuses a name that QEMU has a node of.
+pub(super) fn check_node(monitor: &mut dyn Monitor, node: &str) -> anyhow::Result<()> {
+    if !nodes(monitor)?.contains_key(node) {
+        return Ok(());
+    }
+    let is_ours = images(&sets(monitor)?).contains(node);
+    ensure!(!is_ours, "{node:?} is attached already: detach it, or choose another --node");
+    bail!("QEMU has a node {node:?} already, that was not attached: choose another --node")
+}
+
+/// Refuses a name from which names are made that QEMU does not take.
+pub(super) fn check_lengths(node: &str, all: &[&str]) -> anyhow::Result<()> {
+    let longest = all.iter().map(|name| name.len()).max().unwrap_or_default();
+    let over = longest.saturating_sub(LONGEST_NODE);
+    ensure!(
+        over == 0,
+        "QEMU takes node names of at most {LONGEST_NODE} characters, and those of the files would be \
+         longer: choose a --node of at most {} characters",
+        node.len().saturating_sub(over)
+    );
+    Ok(())
+}
 
 /// Refuses a file that cannot be that extent. What was named after the descriptor's own name for it is
 /// trusted in that, and not in its size.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use fdstash::{Access, Entry, Handed, Name, Reopening, blocking::Transaction};
+use fdstash::{Access, Entry, Handed, Name, Refusal, Reopening, blocking::Transaction};
 use rustix::fs::{FileType, fstat};
 
 use super::{
@@ -133,8 +133,31 @@ impl Opener<'_> {
                 );
             }
         }
-        let handed = self.transaction.reopen(&self.reopenings[begun..])?;
+        let handed = self.transaction.reopen(&self.reopenings[begun..]);
+        let handed = handed.map_err(|error| self.with_access(error))?;
         handed.into_iter().map(|handed| File::new(handed, self.kept)).collect()
+    }
+}
+
+impl Opener<'_> {
+    /// Says of an entry that may only be read that it may, where it was to be written.
+    fn with_access(&self, error: fdstash::Error) -> anyhow::Error {
+        let refused = match error.refusal() {
+            Some(Refusal::AccessDenied { name, .. }) => {
+                self.kept.iter().find(|kept| kept.name.as_str() == name)
+            }
+            Some(_) | None => None,
+        };
+        let is_read_only = |kept: &&Entry| !kept.may_reopen.covers(Access::ReadWrite);
+        let told = refused.filter(is_read_only).map(|kept| {
+            format!(
+                "entry {:?} is kept for reading only: say --read-only on, or give it with --may-reopen \
+                 read-write",
+                kept.name.as_str()
+            )
+        });
+        let error = anyhow::Error::new(error);
+        if let Some(told) = told { error.context(told) } else { error }
     }
 }
 
