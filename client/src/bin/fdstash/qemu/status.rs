@@ -36,9 +36,9 @@ QEMU may have less access than the stash keeps: a file that QEMU only reads is h
 and kept read-write, so that it can be written again. Of a VMDK QEMU has a rewritten copy of its
 descriptor, and the stash keeps what was given.
 
-FDS is how many descriptors the node's set has that fit it. More than one are left over from a reopen that was
-cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile); the next reopen
-removes them.";
+FDS is how many descriptors the node's set has that fit it. More than one are left over from a
+reopen that was cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile);
+the next reopen removes them.";
 
 /// Show the nodes of an image, or of all, as QEMU has them and as the stash keeps their files
 #[derive(Args)]
