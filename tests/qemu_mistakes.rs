@@ -296,6 +296,7 @@ fn a_monitor_that_is_not_there_or_silent_is_told() {
     let silent = said(other.to_str().expect("a plain path"));
     assert!(silent.contains("most likely another client is connected"), "{silent}");
     assert!(!silent.contains("Resource temporarily"), "{silent}");
+    assert_eq!(site.run("reopen --direct on").0, Some(2), "no image is named");
     let (code, _, complained) = site.run("reopen --node d --direct on --option aio=threads");
     assert_eq!(code, Some(2), "{complained}");
     assert!(complained.contains("needs --name to say which"), "{complained}");

@@ -299,6 +299,8 @@ fn a_file_system_without_o_direct_leaves_all_extents_as_they_are() {
     let io = vm.begin();
 
     vm.refuses(&io, &["--direct", "on"], "EINVAL");
+    let said = vm.fails("reopen", &["--direct", "on"]);
+    assert!(said.contains("QEMU goes on with the descriptors that it had"), "{said}");
 
     vm.ends_well(io);
 }
