@@ -69,7 +69,7 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
-DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+DOCS = policy.toml README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:
@@ -82,7 +82,8 @@ install:
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
-	install -m 644 $(filter-out %.varlink,$(DOCS)) proto/org.fdstash.Stash.varlink $(DESTDIR)$(DOC)
+	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
+		systemd/policy.toml $(DESTDIR)$(DOC)
 
 # The C library, under the name by which programs look for it and the one by which compilers do.
 .PHONY: install-c

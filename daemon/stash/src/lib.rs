@@ -38,7 +38,9 @@ pub use effect::{Effect, Effects, Record};
 pub use entry::{Details, EntryId, Expiry, Kept};
 pub use facts::{Facts, Inspected, Now};
 pub use lookup::Listed;
-pub use policy::{Verb, Verdict, Who, judge};
+pub use policy::{
+    Allow, Origin, Place, Reason, Reserve, Rules, Verb, Verdict, Who, Whom, explain, judge,
+};
 pub use record::{Begin, Carried, Doing, Line, Number, write_handover};
 pub use reopen::{OpenFailure, Opening, Rights};
 pub use restore::Replay;

@@ -1,7 +1,7 @@
 //! Strategies for histories: what several peers, the kernel and the clock do to one stash.
 
-use fdstash_proto::{Call, Peer, Taking, proptest as proto};
-use fdstash_stash::{Limits, Who};
+use fdstash_proto::{Call, Pattern, Peer, Taking, proptest as proto};
+use fdstash_stash::{Allow, Limits, Origin, Reserve, Rules, Verb, Who, Whom};
 use proptest::{collection, option, prelude::*, sample};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
@@ -35,6 +35,8 @@ pub(crate) enum Step {
     Pass(u64),
     /// The journal is written anew.
     Rewrite,
+    /// Other rules are in force from here on.
+    Rules(Rules),
     /// Another stash goes on, with all connections that can go on.
     Upgrade,
 }
@@ -57,7 +59,10 @@ pub(crate) fn histories() -> impl Strategy<Value = History> {
 
 fn step() -> impl Strategy<Value = Step> {
     let which = || 0usize..12;
-    let call = || proto::call(proto::common_name, proto::common_ticket).prop_map(on_the_beat);
+    let call = || {
+        let call = proto::call(proto::common_name, proto::common_ticket).prop_map(on_the_beat);
+        (call, option::weighted(0.3, path())).prop_map(|(call, path)| by_path(call, path))
+    };
     prop_oneof![
         20 => (which(), call()).prop_map(|(by, call)| Step::Call(by, call)),
         // Often enough that several wait for the same.
@@ -68,10 +73,49 @@ fn step() -> impl Strategy<Value = Step> {
         1 => ticks().prop_map(Step::Tick),
         1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
         1 => Just(Step::Rewrite),
+        1 => rules().prop_map(Step::Rules),
         1 => Just(Step::Upgrade),
         1 => which().prop_map(Step::Connect),
         1 => which().prop_map(Step::Disconnect),
     ]
+}
+
+/// Rules over the people, the names and the paths that there are.
+pub(crate) fn rules() -> impl Strategy<Value = Rules> {
+    let ids = || collection::btree_set(0u32..4, 0..3);
+    let whom = || (ids(), ids()).prop_map(|(users, groups)| Whom { users, groups });
+    let pattern = || {
+        sample::select(vec!["*", "a", "vm/*", "?", "vm/disk1", "x*"])
+            .prop_filter_map("a pattern", |text| Pattern::new(text).ok())
+    };
+    let names = || collection::vec(pattern(), 1..3);
+    let verbs = || collection::btree_set(sample::select(Verb::ALL.to_vec()), 1..4);
+    let below = || sample::select(vec!["/images", "/images/vm", "/"]).prop_map(Into::into);
+    let allow = (whom(), names(), verbs(), collection::vec(below(), 0..3)).prop_map(
+        |(whom, names, verbs, below)| Allow { whom, names, verbs, below, origin: origin() },
+    );
+    let reserve =
+        (whom(), names()).prop_map(|(whom, names)| Reserve { whom, names, origin: origin() });
+    (collection::vec(allow, 0..6), collection::vec(reserve, 0..2))
+        .prop_map(|(allow, reserve)| Rules { allow, reserve })
+}
+
+fn origin() -> Origin {
+    Origin { file: "policy.toml".into(), line: 1 }
+}
+
+/// Where a Reopen may want another file, or may not.
+fn path() -> impl Strategy<Value = &'static str> {
+    sample::select(vec!["/images/vm/new", "/images//other", "/imagesque", "images/vm", "/"])
+}
+
+/// The same call; a Reopen opens what stands at the path.
+fn by_path(mut call: Call<()>, path: Option<&str>) -> Call<()> {
+    if let Call::Reopen { reopenings } = &mut call {
+        // Some by path, and some not.
+        reopenings.iter_mut().step_by(2).for_each(|it| it.path = path.map(str::to_owned));
+    }
+    call
 }
 
 /// A few beats, and now and then so long that tickets are forgotten.

@@ -11,7 +11,9 @@ mod history;
 mod journal;
 mod model;
 mod numbers;
+mod reference;
 mod repeats;
+mod rights;
 mod token;
 mod trace;
 mod weights;
@@ -221,6 +223,10 @@ proptest! {
                     }
                 }
             }
+            if let Input::Rules(_) = moment.input {
+                // Of what it may know from here on, it is told from here on; it lists anew.
+                somebody.1 = unheld(&moment.after.known);
+            }
             let told = moment.told();
             revision = told.iter().map(|told| told.entry.revision).max().unwrap_or(revision);
             prop_assert_eq!(&root.1, &unheld(&moment.after.entries), "{}", trace.until(at));
@@ -332,6 +338,7 @@ impl Transactions {
             | Input::Unsent(_)
             | Input::HangUp
             | Input::Tick
+            | Input::Rules(_)
             | Input::Upgrade
             | Input::Nothing => {}
         }
@@ -391,5 +398,5 @@ fn gives_more(entry: &Entry, opening: &Opening<u64>) -> bool {
     let widens = !entry.access.covers(opening.access);
     let overwrites = old.contains(Flags::APPEND) && !new.contains(Flags::APPEND);
     let unseen = new.contains(Flags::NOATIME) && !old.contains(Flags::NOATIME);
-    widens || overwrites || unseen
+    widens || overwrites || unseen || opening.place.is_some()
 }

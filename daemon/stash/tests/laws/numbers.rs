@@ -72,6 +72,7 @@ pub(crate) fn number_of(opening: &Opening<Token>) -> Opening<u64> {
     Opening {
         name: opening.name.clone(),
         fd: opening.fd.number.into(),
+        place: opening.place.clone(),
         facts: opening.facts.clone(),
         access: opening.access,
         flags: opening.flags,
