@@ -1,5 +1,5 @@
-# make demo: see it work.  make test: every check and test.  make, then make install: use it.
-# The first two install what they miss, as root on Debian or Ubuntu; elsewhere they say what to install.
+# make demo, make demo-qemu: see it work.  make test: every check and test.  make, then make install: use it.
+# The first three install what they miss, as root on Debian or Ubuntu; elsewhere they say what to install.
 
 CARGO ?= cargo
 # For clippy and rustfmt, which are no part of every Rust.
@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo test lint unit header bench install uninstall clean
+.PHONY: all demo demo-qemu test lint unit header bench install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -22,8 +22,16 @@ demo:
 	@$(CARGO) build --quiet --release --package fdstash --features imago --example vmm
 	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
 
+demo-qemu:
+	@tests/need cc cargo qemu-img qemu-io qemu-system-x86_64
+	@echo "Building, which takes a minute or two the first time ..."
+	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
+	@$(CARGO) build --quiet --release --package fdstash-tests --example qemu
+	@target/release/examples/qemu
+
 test:
-	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-system-x86_64 python3 setpriv nsenter systemd systemd-socket-activate
+	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
+		python3 setpriv nsenter systemd systemd-socket-activate
 	$(MAKE) lint
 	$(MAKE) unit
 

@@ -20,7 +20,7 @@ use std::{
 
 use fdstash::{Access, Entry, Error, Gift, Name, Refusal, Reopening, blocking::Client};
 use kit::{
-    Attribute, BindMount, Daemon, Fuse, Group, Lease, Opens, Raw, SOON, User, call, file, gift,
+    Attribute, Daemon, Fuse, Group, Lease, Mount, Opens, Raw, SOON, User, call, file, gift,
     install_program, is_root, name, names, only, pattern, skipped, wait_until,
 };
 use rustix::{
@@ -431,10 +431,10 @@ fn a_mount_that_was_made_read_only_refuses_and_all_is_as_it_was() {
         let below = folder.join("mount");
         fs::create_dir(&below).unwrap();
         file(below.join("bad"), "");
-        mounts.borrow_mut().extend(BindMount::over(&below));
+        mounts.borrow_mut().extend(Mount::over_itself(&below));
         may_be_written(&below.join("bad"))
     };
-    let spoil = |_: &Path| mounts.borrow_mut().pop().and_then(BindMount::read_only);
+    let spoil = |_: &Path| mounts.borrow_mut().pop().filter(Mount::make_read_only);
 
     spoiled("EROFS", &to_write(), None, make, spoil);
 }
@@ -443,7 +443,7 @@ fn a_mount_that_was_made_read_only_refuses_and_all_is_as_it_was() {
 fn a_file_that_was_made_immutable_refuses_and_all_is_as_it_was() {
     let make = |folder: &Path| gift("bad", file(folder.join("bad"), ""));
 
-    spoiled("EPERM", &as_it_is(), None, make, |folder| Attribute::set(&folder.join("bad"), "i"));
+    spoiled("EPERM", &as_it_is(), None, make, |folder| Attribute::set(&folder.join("bad"), 'i'));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use std::{
 
 use fdstash::{Access, Error, Gift, Refusal, Reopening, blocking::Client};
 use kit::{
-    Attribute, BindMount, Daemon, Group, SOON, file, gift, identity, install_program, is_root,
-    name, only, pattern, skipped, wait_until,
+    Attribute, Daemon, Group, Mount, SOON, file, gift, identity, install_program, is_root, name,
+    only, pattern, skipped, wait_until,
 };
 use rustix::{
     event::{EventfdFlags, epoll, eventfd},
@@ -277,9 +277,10 @@ fn on_a_read_only_mount_nothing_reopens_for_writing() {
     let folder = daemon.path("mount");
     fs::create_dir(&folder).unwrap();
     let writable = file(folder.join("a"), "a");
-    let Some(_mount) = BindMount::over(&folder).and_then(BindMount::read_only) else {
-        return skipped("a read-only mount takes root, and the right to mount");
+    let Some(mount) = Mount::over_itself(&folder) else {
+        return skipped("a mount takes root, and the right to mount");
     };
+    assert!(mount.make_read_only());
     let read_only = File::open(folder.join("a")).unwrap();
     assert_eq!(identity(&read_only), identity(&writable));
 
@@ -313,7 +314,7 @@ fn an_immutable_file_reopens_for_reading_only() {
     let mut client = daemon.client();
     let path = daemon.path("a");
     keep(&mut client, file(&path, "a"));
-    let Some(_immutable) = Attribute::set(&path, "i") else {
+    let Some(_immutable) = Attribute::set(&path, 'i') else {
         return skipped("chattr +i takes root, and a file system that has it");
     };
 
@@ -327,7 +328,7 @@ fn an_append_only_file_reopens_for_appending_only() {
     let mut client = daemon.client();
     let path = daemon.path("log");
     keep(&mut client, File::options().append(true).create(true).open(&path).unwrap());
-    let Some(_append_only) = Attribute::set(&path, "a") else {
+    let Some(_append_only) = Attribute::set(&path, 'a') else {
         return skipped("chattr +a takes root, and a file system that has it");
     };
 

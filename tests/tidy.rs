@@ -14,7 +14,7 @@ fn no_crate_depends_on_what_its_wall_keeps_out() {
         ("proto", vec!["tokio", "tracing", "anyhow", "clap", "fdstash-stash"]),
         ("daemon/stash", vec!["tokio", "tracing", "anyhow", "rustix", "libc", "serde", "sendfd"]),
         ("daemon", vec!["nix", "sendfd", "serde_json"]),
-        ("client", vec!["fdstashd", "fdstash-stash", "tracing", "serde_json"]),
+        ("client", vec!["fdstashd", "fdstash-stash", "tracing"]),
     ];
 
     for (folder, kept_out) in walls {
@@ -39,7 +39,7 @@ fn the_stash_depends_on_the_wire_and_nothing_else() {
 #[test]
 fn words_stand_only_in_the_files_that_may_have_them() {
     // The word, where to look, and the files that may have it.
-    let rules: [(&str, &str, &[&str]); 9] = [
+    let rules: [(&str, &str, &[&str]); 10] = [
         ("rustix", "proto/src", &["socket.rs"]),
         ("sendfd", "proto/src", &["socket.rs"]),
         (
@@ -59,6 +59,22 @@ fn words_stand_only_in_the_files_that_may_have_them() {
         ("unsafe {", "client/c/src", &["lib.rs"]),
         ("libc::", "daemon/src", &["bundle.rs", "inspect.rs", "peer.rs", "process.rs", "spare.rs"]),
         ("anyhow", "client/src/core.rs", &[]),
+        // The wire is proto's; of QEMU's language the command has one of its own.
+        (
+            "serde_json",
+            "client/src",
+            &[
+                "attach.rs",
+                "detach.rs",
+                "foreign.rs",
+                "nodes.rs",
+                "plan.rs",
+                "qmp.rs",
+                "reopen.rs",
+                "status.rs",
+                "words.rs",
+            ],
+        ),
         // Locks of descriptions, which rustix has not.
         ("use nix", "client/src", &["locks.rs"]),
         ("std::thread", "daemon/stash/src", &[]),

@@ -8,8 +8,12 @@
 mod daemon;
 mod fuse;
 mod group;
+mod images;
+mod io;
 mod machine;
+mod nbd;
 mod program;
+mod qemu;
 mod random;
 mod raw;
 mod systemd;
@@ -29,8 +33,12 @@ pub use crate::{
     daemon::{Builder, Daemon},
     fuse::{Fuse, Opens},
     group::Group,
-    machine::{Attribute, BindMount, Lease, is_root, python, raise_open_files, skipped},
+    images::{Image, ImageFile},
+    io::{Ended, Io, Written},
+    machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
+    nbd::Nbd,
     program::{install_program, program, program_with_steps},
+    qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     systemd::{Systemd, install, uninstall},

@@ -84,55 +84,59 @@ impl Drop for Lease {
     }
 }
 
-/// A folder that is mounted once more over itself, for as long as this lives.
+/// Something mounted over a folder. It takes root, and the right to mount.
 #[derive(Debug)]
-pub struct BindMount(PathBuf);
+pub struct Mount(PathBuf);
 
-impl BindMount {
-    /// Mounts it; none, where this machine does not let us.
+impl Mount {
+    /// The folder once more over itself; none, where this machine does not let us.
     #[must_use]
-    pub fn over(folder: &Path) -> Option<Self> {
-        mount(&["--bind", folder.to_str()?], folder).then(|| Self(folder.to_owned()))
+    pub fn over_itself(folder: &Path) -> Option<Self> {
+        mount(&[Path::new("--bind"), folder, folder]).then(|| Self(folder.to_owned()))
     }
 
-    /// Lets nobody write below it; none, where that cannot be.
+    /// A file system that has no O_DIRECT; none, where this machine does not let us.
     #[must_use]
-    pub fn read_only(self) -> Option<Self> {
-        mount(&["-o", "remount,bind,ro"], &self.0).then_some(self)
+    pub fn without_direct(folder: &Path) -> Option<Self> {
+        let ramfs = ["-t", "ramfs", "ramfs"].map(Path::new);
+        mount(&[&ramfs[..], &[folder]].concat()).then(|| Self(folder.to_owned()))
+    }
+
+    /// Lets nobody write below it from here on. What is open for writing there must be closed before.
+    #[must_use]
+    pub fn make_read_only(&self) -> bool {
+        mount(&[Path::new("-o"), Path::new("remount,bind,ro"), &self.0])
     }
 }
 
-impl Drop for BindMount {
+fn mount(args: &[&Path]) -> bool {
+    let mounted = Command::new("mount").args(args).stderr(Stdio::null()).status();
+    mounted.is_ok_and(|status| status.success())
+}
+
+impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
-fn mount(args: &[&str], folder: &Path) -> bool {
-    let mounted = Command::new("mount").args(args).arg(folder).stderr(Stdio::null()).status();
-    mounted.is_ok_and(|status| status.success())
-}
-
-/// An attribute of a file (chattr), set for as long as this lives.
+/// Sets an attribute of a file for as long as it lives.
 #[derive(Debug)]
-pub struct Attribute {
-    path: PathBuf,
-    attribute: &'static str,
-}
+pub struct Attribute(PathBuf, char);
 
 impl Attribute {
-    /// Sets it; none, where this machine or the file system does not let us.
+    /// Sets it; none, where the file system has none, or without root.
     #[must_use]
-    pub fn set(path: &Path, attribute: &'static str) -> Option<Self> {
+    pub fn set(path: &Path, attribute: char) -> Option<Self> {
         let mut chattr = Command::new("chattr");
         chattr.arg(format!("+{attribute}")).arg(path);
         let done = chattr.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-        done.then(|| Self { path: path.to_owned(), attribute })
+        done.then(|| Self(path.to_owned(), attribute))
     }
 }
 
 impl Drop for Attribute {
     fn drop(&mut self) {
-        let _ = Command::new("chattr").arg(format!("-{}", self.attribute)).arg(&self.path).status();
+        let _ = Command::new("chattr").arg(format!("-{}", self.1)).arg(&self.0).status();
     }
 }

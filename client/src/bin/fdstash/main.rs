@@ -6,6 +6,7 @@ mod descriptor;
 mod give;
 mod list;
 mod locks;
+mod qemu;
 mod reopen;
 mod run;
 mod status;
@@ -70,6 +71,7 @@ enum Verb {
     Watch(watch::Watch),
     Locks(locks::Locks),
     Status(status::Status),
+    Qemu(qemu::Qemu),
 }
 
 /// Where the daemon is.
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Qemu(qemu) => qemu.run(&door),
     };
     outcome.unwrap_or_else(|error| report(&error))
 }
