@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use fdstash::{Access, Entry, Error, Handed, Refusal, Reopening, Share, blocking::Client};
+use fdstash::{Access, Entry, Error, Handed, Refusal, Reopening, Share, Verb, blocking::Client};
 use kit::{
     Daemon, SOON, User, file, gift, identity, install_program, is_root, name, names, only, pattern,
     program, skipped, wait_until,
@@ -399,6 +399,71 @@ fn the_policy_is_loaded_also_where_the_upgrade_fails() {
     }
 }
 
+#[test]
+fn root_is_told_which_rule_decides() {
+    if !can_be_others() {
+        return;
+    }
+    let ruled = Ruled::by(&format!(
+        "# A line.\n{}[[reserve]]\nnames = ['vm*']\nusers = [{ALICE}]\n",
+        allow(RULED, "vm?", "'copy'")
+    ));
+    let folder = ruled.file().with_extension("d");
+    fs::create_dir(&folder).unwrap();
+    let drop_in = format!(
+        "[[allow]]\ngroups = [{TEAM}]\nnames = ['*']\nverbs = ['reopen by path']\nbelow = ['/']\n"
+    );
+    fs::write(folder.join("team.toml"), drop_in).unwrap();
+    ruled.daemon.upgrade();
+    let kept = file(ruled.daemon.path("kept"), "");
+    let given =
+        fdstash::Gift { share: Share { uids: vec![BOB], gids: vec![] }, ..gift("vm7", &kept) };
+    ruled.daemon.client_as(&User::new(ALICE)).give(&[given]).unwrap();
+    let (policy, team) = (ruled.file(), folder.join("team.toml"));
+    let (policy, team) = (policy.display(), team.display());
+    let (alice, bob, ruled_user) = (ALICE.to_string(), BOB.to_string(), RULED.to_string());
+    let team_group = TEAM.to_string();
+
+    for (args, expected) in [
+        (vec!["--user", "root", "take", "vm7"], "allowed: root".to_owned()),
+        (vec!["--user", &alice, "take", "vm7"], "allowed: giver".into()),
+        (vec!["--user", &bob, "close", "vm7"], "allowed: share".into()),
+        (vec!["--user", &ruled_user, "copy", "vm7"], format!("allowed: {policy}:2 allows it")),
+        (vec!["--user", &ruled_user, "take", "vm7"], "denied: nothing allows it".into()),
+        (
+            vec!["--user", "77", "take", "vm7"],
+            "hidden, there is no such entry for it: nothing allows it".into(),
+        ),
+        (vec!["--user", "77", "give", "vm8"], format!("denied: {policy}:6 reserves the name")),
+        (vec!["--user", &alice, "give", "vm8"], format!("allowed: {policy}:6 reserves the name")),
+        (vec!["--user", "77", "give", "a"], "allowed: the name is free".into()),
+        (
+            vec!["--user", "77", "--group", &team_group, "reopen by path", "a"],
+            format!("allowed: {team}:1 allows it"),
+        ),
+        (
+            vec!["--user", "77", "reopen-by-path", "vm7"],
+            "hidden, there is no such entry for it: nothing allows it".into(),
+        ),
+    ] {
+        let (code, said, wrong) =
+            output(ruled.daemon.command().args(["policy", "explain"]).args(&args));
+
+        assert_eq!((code, said), (Some(0), expected + "\n"), "{args:?}: {wrong}");
+    }
+    let mut of_alice = ruled.daemon.client_as(&User::new(ALICE));
+    let asked = of_alice.explain_policy(ALICE, &[], Verb::Take, &name("vm7"));
+    assert_eq!(refusal(asked), Refusal::PermissionDenied);
+    let explain =
+        |args: &[&str]| output(ruled.daemon.command().args(["policy", "explain"]).args(args));
+    let (code, _, said) = explain(&["--user", "no-such-user", "take", "a"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("there is no user \"no-such-user\" on this machine"), "{said}");
+    let (code, _, said) = explain(&["--user", "root", "chown", "a"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("there is no such verb, only give, take, copy"), "{said}");
+}
+
 /// A directory with logs of Alice's in it, who may not change the directory.
 struct Logs {
     ruled: Ruled,
@@ -413,14 +478,14 @@ impl Logs {
             "[[allow]]\nusers = [{ALICE}]\nnames = ['log']\nverbs = ['reopen by path']\nbelow = ['{below}/logs']\n"
         ));
         let logs = Self { ruled, folder };
-        fs::create_dir(logs.path("")).unwrap();
+        fs::create_dir(logs.path("")).expect("a folder can be made");
         logs.create("vm.log", 0o644, ALICE);
         let alice = User::new(ALICE);
         let mut of_alice = logs.ruled.daemon.client_as(&alice);
         let mut options = File::options();
         options.read(access != Access::Write).append(access != Access::Read);
-        let log = alice.run(|| options.open(logs.path("vm.log"))).unwrap();
-        of_alice.give(&[gift("log", &log)]).unwrap();
+        let log = alice.run(|| options.open(logs.path("vm.log"))).expect("she opens her log");
+        of_alice.give(&[gift("log", &log)]).expect("and gives it");
         (logs, of_alice)
     }
 
@@ -431,9 +496,15 @@ impl Logs {
     /// As root does who rotates them.
     fn create(&self, below: &str, mode: u32, owner: u32) {
         let mut options = File::options();
-        options.write(true).create_new(true).mode(mode).open(self.path(below)).unwrap();
-        fs::set_permissions(self.path(below), Permissions::from_mode(mode)).unwrap();
-        chown(self.path(below), Some(owner), Some(owner)).unwrap();
+        options
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(self.path(below))
+            .expect("a file can be made");
+        fs::set_permissions(self.path(below), Permissions::from_mode(mode))
+            .expect("a mode can be set");
+        chown(self.path(below), Some(owner), Some(owner)).expect("root can give files away");
     }
 
     fn reopening(&self, below: &str) -> [Reopening; 1] {

@@ -116,8 +116,8 @@ impl Args {
 
     /// Where the policy is that is to be checked, and nothing else done.
     pub(crate) fn policy_to_check(&self) -> Option<policy::Place> {
-        let named = self.check_policy.clone()?;
-        Some(named.map_or_else(|| self.policy(), |file| policy::Place::new(Some(file))))
+        let named = self.check_policy.clone()?.or_else(|| self.policy.clone());
+        Some(named.map_or_else(policy::Place::usual, policy::Place::Named))
     }
 
     /// Raises the limit on open files as far as it goes, and settles everything that depends on it.

@@ -262,6 +262,11 @@ fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFai
         (Errno::NXIO, _) if matches!(kind, Kind::Socket | Kind::Anonymous | Kind::Character) => {
             format!("a {} of this sort cannot be opened again, only shared", kind.as_str())
         }
+        (Errno::ROFS, _) if opening.place.is_some() => {
+            format!(
+                "{meaning} for the daemon, unless its unit names the directory in ReadWritePaths="
+            )
+        }
         (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
         (Errno::PERM | Errno::ACCESS, Rights::Peer(who)) => {
             format!("{meaning} with the rights of uid {}", who.peer.uid)

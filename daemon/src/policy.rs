@@ -63,9 +63,14 @@ impl Place {
     pub(crate) fn new(named: Option<PathBuf>) -> Self {
         match named {
             Some(file) => Self::Named(file),
-            None if rustix::process::geteuid().is_root() => Self::Usual(PLACE.into()),
+            None if rustix::process::geteuid().is_root() => Self::usual(),
             None => Self::Nowhere,
         }
+    }
+
+    /// The one that root's daemon reads if nobody says otherwise.
+    pub(crate) fn usual() -> Self {
+        Self::Usual(PLACE.into())
     }
 
     fn file(&self) -> Option<&Path> {

@@ -37,10 +37,9 @@ pub use bytes::Unreadable;
 pub use effect::{Effect, Effects, Record};
 pub use entry::{Details, EntryId, Expiry, Kept};
 pub use facts::{Facts, Inspected, Now};
+pub use fdstash_proto::{Reason, Verb, Verdict};
 pub use lookup::Listed;
-pub use policy::{
-    Allow, Origin, Place, Reason, Reserve, Rules, Verb, Verdict, Who, Whom, explain, judge,
-};
+pub use policy::{Allow, Because, Origin, Place, Reserve, Rules, Who, Whom, explain, judge};
 pub use record::{Begin, Carried, Doing, Line, Number, write_handover};
 pub use reopen::{OpenFailure, Opening, Rights};
 pub use restore::Replay;

@@ -3,11 +3,11 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use fdstash_proto::{Entry, Name, Pattern, Peer, Refusal};
+use fdstash_proto::{Entry, Explanation, Name, Pattern, Peer, Refusal};
 
 use crate::{
-    ConnectionId, Effects, Kept, Rules, Stash, Verb, Verdict, entry::Slot, judge, reopen,
-    stash::Client,
+    Because, ConnectionId, Effects, Kept, Rules, Stash, Verb, Verdict, Who, entry::Slot, explain,
+    judge, reopen, stash::Client,
 };
 
 /// An entry for a List, and its descriptor, lent, to see which flags have drifted.
@@ -63,6 +63,27 @@ impl<F> Stash<F> {
             }
         }
         (listed, None)
+    }
+
+    /// Says to root what the rules say to somebody of what everybody sees under a name.
+    pub(crate) fn explain(
+        &self,
+        by: ConnectionId,
+        uid: u32,
+        gids: &[u32],
+        verb: Verb,
+        name: &Name,
+    ) -> Result<Explanation, Refusal> {
+        if self.client(by)?.who.peer.uid != 0 {
+            return Err(Refusal::PermissionDenied);
+        }
+        let gid = gids.first().copied().unwrap_or(u32::MAX);
+        let who = Who { peer: Peer { uid, gid, pid: 0 }, groups: gids.into() };
+        let kept = self.slots.get(name).and_then(|slot| slot.kept.as_ref());
+        let details = kept.map(|kept| &*kept.details);
+        let (verdict, Because { reason, rule }) = explain(&self.rules, &who, verb, name, details);
+        let file = rule.map(|rule| rule.file.to_string());
+        Ok(Explanation { verdict, reason, file, line: rule.map(|rule| rule.line) })
     }
 
     /// Who a connection is.

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use fdstash_proto::{Name, Pattern, Peer};
+use fdstash_proto::{Name, Pattern, Peer, Reason, Verb, Verdict};
 
 use crate::Details;
 
@@ -14,52 +14,6 @@ pub struct Who {
     pub peer: Peer,
     /// The supplementary groups, as they were when it connected.
     pub groups: Arc<[u32]>,
-}
-
-/// What somebody wants of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verb {
-    /// Put another in its place.
-    Give,
-    /// Have it, and end the stash's hold.
-    Take,
-    /// Have it as well.
-    Copy,
-    /// End the stash's hold.
-    Close,
-    /// Have its file opened anew.
-    Reopen,
-    /// Have another file opened in its place, by path.
-    ReopenByPath,
-    /// Know of it.
-    List,
-}
-
-impl Verb {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Give,
-        Self::Take,
-        Self::Copy,
-        Self::Close,
-        Self::Reopen,
-        Self::ReopenByPath,
-        Self::List,
-    ];
-
-    /// The word that AccessDenied has for it, and the policy.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Give => "give",
-            Self::Take => "take",
-            Self::Copy => "copy",
-            Self::Close => "close",
-            Self::Reopen => "reopen",
-            Self::ReopenByPath => "reopen by path",
-            Self::List => "list",
-        }
-    }
 }
 
 /// The rules of a policy: none, unless somebody says otherwise.
@@ -115,34 +69,13 @@ pub struct Origin {
     pub line: u32,
 }
 
-/// What [`judge`] says.
+/// What a verdict comes from, with the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may.
-    Allowed,
-    /// It may not do this, but may know of the entry.
-    Denied,
-    /// For this peer there is no such entry.
-    Hidden,
-}
-
-/// What a verdict comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason<'a> {
-    /// It is root.
-    Root,
-    /// It is the entry's giver's user.
-    Giver,
-    /// The giver shares the entry with it.
-    Share,
-    /// A rule lets it.
-    Allow(&'a Origin),
-    /// A rule keeps the name for somebody: for it, or for others.
-    Reserve(&'a Origin),
-    /// The name is free.
-    Free,
-    /// Nothing lets it.
-    Nothing,
+pub struct Because<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// Where the rule stands that decides, if one does.
+    pub rule: Option<&'a Origin>,
 }
 
 /// Whether somebody may do something to an entry. Its giver's user, root, and those whom the giver
@@ -165,15 +98,19 @@ pub fn explain<'a>(
     verb: Verb,
     name: &Name,
     entry: Option<&Details>,
-) -> (Verdict, Reason<'a>) {
+) -> (Verdict, Because<'a>) {
     if verb == Verb::Give {
         if let Some(origin) = rules.keep_from(who, name) {
-            return (Verdict::Denied, Reason::Reserve(origin));
+            return (Verdict::Denied, by(Reason::Reserve, origin));
         }
         if entry.is_none() {
             let rule = rules.reserve.iter().find(|rule| rule.concerns(name));
-            let reason = rule.map_or(Reason::Free, |rule| Reason::Reserve(&rule.origin));
-            return (Verdict::Allowed, if is_root(who) { Reason::Root } else { reason });
+            let because = match rule {
+                _ if is_root(who) => Reason::Root.into(),
+                Some(rule) => by(Reason::Reserve, &rule.origin),
+                None => Reason::Free.into(),
+            };
+            return (Verdict::Allowed, because);
         }
     }
     weigh(rules, who, verb, name, entry)
@@ -185,23 +122,33 @@ fn weigh<'a>(
     verb: Verb,
     name: &Name,
     entry: Option<&Details>,
-) -> (Verdict, Reason<'a>) {
+) -> (Verdict, Because<'a>) {
     let granted = granted(who, entry);
     let mut is_known = granted.is_some();
     if let (Some(reason), true) = (granted, verb != Verb::ReopenByPath) {
-        return (Verdict::Allowed, reason);
+        return (Verdict::Allowed, reason.into());
     }
     for rule in rules.allow.iter().filter(|rule| rule.concerns(who, name)) {
         if rule.verbs.contains(&verb) {
-            return (Verdict::Allowed, Reason::Allow(&rule.origin));
+            return (Verdict::Allowed, by(Reason::Allow, &rule.origin));
         }
         is_known |= !rule.verbs.is_empty();
     }
-    (if is_known { Verdict::Denied } else { Verdict::Hidden }, Reason::Nothing)
+    (if is_known { Verdict::Denied } else { Verdict::Hidden }, Reason::Nothing.into())
+}
+
+fn by(reason: Reason, rule: &Origin) -> Because<'_> {
+    Because { reason, rule: Some(rule) }
+}
+
+impl From<Reason> for Because<'_> {
+    fn from(reason: Reason) -> Self {
+        Self { reason, rule: None }
+    }
 }
 
 /// By what the interface grants everything to somebody, whatever the rules say.
-fn granted(who: &Who, entry: Option<&Details>) -> Option<Reason<'static>> {
+fn granted(who: &Who, entry: Option<&Details>) -> Option<Reason> {
     if is_root(who) {
         return Some(Reason::Root);
     }

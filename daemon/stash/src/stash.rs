@@ -192,6 +192,12 @@ impl<F> Stash<F> {
             Call::GetStatistics => {
                 answer(by, Ok(Reply::Statistics(self.statistics())), &mut effects);
             }
+            Call::ExplainPolicy { uid, gids, verb, name } => {
+                match self.explain(by, uid, &gids, verb, &name) {
+                    Ok(explained) => answer(by, Ok(Reply::Explained(explained)), &mut effects),
+                    Err(refusal) => self.refuse(by, refusal, Vec::new(), &mut effects),
+                }
+            }
         }
         effects
     }

@@ -71,7 +71,8 @@ impl<F> Stash<F> {
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }
-            | Call::GetStatistics => 0,
+            | Call::GetStatistics
+            | Call::ExplainPolicy { .. } => 0,
         }
     }
 

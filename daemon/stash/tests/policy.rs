@@ -108,30 +108,32 @@ fn an_explanation_names_what_decides() {
         ],
         reserve: vec![Reserve { origin: rule.clone(), ..reserve(&[5], &[], &["kept"]) }],
     };
-    let (allow, keep) = (Reason::Allow(&rule), Reason::Reserve(&rule));
+    let (allow, keep) = ((Reason::Allow, Some(7)), (Reason::Reserve, Some(7)));
 
     for (uid, gid, verb, name, expected) in [
-        (0, 0, Take, "disk", (Allowed, Reason::Root)),
-        (1, 1, Take, "disk", (Allowed, Reason::Giver)),
-        (2, 2, Take, "disk", (Allowed, Reason::Share)),
-        (3, 30, Give, "disk", (Allowed, Reason::Share)),
+        (0, 0, Take, "disk", (Allowed, (Reason::Root, None))),
+        (1, 1, Take, "disk", (Allowed, (Reason::Giver, None))),
+        (2, 2, Take, "disk", (Allowed, (Reason::Share, None))),
+        (3, 30, Give, "disk", (Allowed, (Reason::Share, None))),
         (4, 4, Take, "disk", (Allowed, allow)),
-        (4, 4, Copy, "disk", (Denied, Reason::Nothing)),
-        (3, 3, Take, "disk", (Hidden, Reason::Nothing)),
-        (1, 1, ReopenByPath, "disk", (Denied, Reason::Nothing)),
+        (4, 4, Copy, "disk", (Denied, (Reason::Nothing, None))),
+        (3, 3, Take, "disk", (Hidden, (Reason::Nothing, None))),
+        (1, 1, ReopenByPath, "disk", (Denied, (Reason::Nothing, None))),
         // Where nothing is kept.
         (4, 4, Take, "free", (Allowed, allow)),
-        (1, 1, Take, "free", (Hidden, Reason::Nothing)),
-        (3, 3, Give, "free", (Allowed, Reason::Free)),
-        (0, 0, Give, "kept", (Allowed, Reason::Root)),
+        (1, 1, Take, "free", (Hidden, (Reason::Nothing, None))),
+        (3, 3, Give, "free", (Allowed, (Reason::Free, None))),
+        (0, 0, Give, "kept", (Allowed, (Reason::Root, None))),
         (5, 5, Give, "kept", (Allowed, keep)),
         (1, 1, Give, "kept", (Denied, keep)),
     ] {
         let kept = Some(&entry).filter(|entry| entry.name.as_str() == name);
 
-        let explained = explain(&rules, &who(uid, gid, &[]), verb, &Name::new(name).unwrap(), kept);
+        let (verdict, because) =
+            explain(&rules, &who(uid, gid, &[]), verb, &Name::new(name).unwrap(), kept);
 
-        assert_eq!(explained, expected, "{uid} {gid} {verb:?} {name}");
+        let because = (because.reason, because.rule.map(|rule| rule.line));
+        assert_eq!((verdict, because), expected, "{uid} {gid} {verb:?} {name}");
     }
 }
 
@@ -159,7 +161,7 @@ fn whom(users: &[u32], groups: &[u32]) -> Whom {
 }
 
 fn patterns(texts: &[&str]) -> Vec<Pattern> {
-    texts.iter().map(|text| Pattern::new(text).unwrap()).collect()
+    texts.iter().map(|text| Pattern::new(text).expect("a pattern")).collect()
 }
 
 fn origin() -> Origin {
@@ -177,7 +179,7 @@ fn entry_of(uid: u32, share: Share) -> Details {
     };
     Details {
         id: EntryId(1),
-        name: Name::new("disk").unwrap(),
+        name: Name::new("disk").expect("a name"),
         facts,
         may_reopen: Access::ReadWrite,
         giver: Peer { uid, gid: 10, pid: 6 },

@@ -219,6 +219,7 @@ impl Model {
                 said.answer(by, Reply::Notice(Notice::Standing));
                 Ok(())
             }
+            Call::ExplainPolicy { .. } => panic!("what it says is told by tests/policy.rs"),
             Call::GetStatistics => {
                 said.answer(by, Reply::Statistics(self.statistics()));
                 Ok(())
@@ -768,7 +769,12 @@ impl Model {
         match verb {
             _ if known => Err(Refusal::Busy { name: name.as_str().into(), held_by }),
             Verb::Give => Err(denied(name, "give")),
-            _ => Err(Refusal::NotFound { name: name.as_str().into() }),
+            Verb::Take
+            | Verb::Copy
+            | Verb::Close
+            | Verb::Reopen
+            | Verb::ReopenByPath
+            | Verb::List => Err(Refusal::NotFound { name: name.as_str().into() }),
         }
     }
 

@@ -40,7 +40,8 @@ pub(crate) fn waits_of(call: &Call<()>, now_usec: u64) -> Waits {
         | Call::Commit { .. }
         | Call::Rollback
         | Call::List { .. }
-        | Call::GetStatistics => Waits::Answer,
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => Waits::Answer,
     }
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn numbers_of(reply: Reply<Arc<Token>>) -> Reply<u64> {
         Reply::Listed(entries) => Reply::Listed(entries),
         Reply::Notice(notice) => Reply::Notice(notice),
         Reply::Statistics(statistics) => Reply::Statistics(statistics),
+        Reply::Explained(explanation) => Reply::Explained(explanation),
         Reply::Info(info) => Reply::Info(info),
         Reply::Description(text) => Reply::Description(text),
     }

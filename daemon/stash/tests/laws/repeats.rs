@@ -116,7 +116,8 @@ fn kept_after(call: &Call<Inspected<u64>>, mut kept: BTreeSet<Name>) -> Option<B
         | Call::Rollback
         | Call::List { .. }
         | Call::Watch { .. }
-        | Call::GetStatistics => {}
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => {}
     }
     Some(kept)
 }

@@ -188,6 +188,7 @@ fn verb_of(call: &Call<Inspected<u64>>) -> Verb {
         | Call::Rollback
         | Call::List { .. }
         | Call::Watch { .. }
-        | Call::GetStatistics => panic!("it hands nothing out: {call:?}"),
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => panic!("it hands nothing out: {call:?}"),
     }
 }
