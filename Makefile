@@ -31,7 +31,8 @@ demo-qemu:
 
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
-		python3 setpriv nsenter systemd systemd-socket-activate
+		python3 setpriv nsenter systemd systemd-socket-activate \
+		libvirtd virsh python3-libvirt
 	$(MAKE) lint
 	$(MAKE) unit
 

@@ -3,8 +3,6 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -60,6 +58,15 @@ impl Bench {
         let made = Command::new("qemu-img").args(create).arg(&path).arg("1M").status();
         assert!(made.is_ok_and(|status| status.success()), "qemu-img makes an image");
         path
+    }
+
+    /// A VMDK image, whose files are in the sets 1, 2 and 3.
+    fn vmdk(&mut self) -> Image {
+        let image = Image::vmdk(self.folder.path());
+        for (set, file) in (1..).zip(&image.files) {
+            self.add(set, &open(&file.path, false));
+        }
+        image
     }
 
     /// Attaches set 1 as such an image, and lets somebody write to it.
@@ -451,28 +458,55 @@ fn a_description_of_qemus_own_leaves_no_lock_behind() {
 #[test]
 fn the_extents_of_a_vmdk_are_found_by_names_below_dev_fdset() {
     let Some(mut bench) = bench() else { return };
-    let image = Image::vmdk(bench.folder.path());
-    for (set, file) in (1..).zip(&image.files) {
-        bench.add(set, &open(&file.path, false));
-    }
-    let vmdk = json!({
-        "driver": "vmdk",
-        "node-name": "disk0",
-        "file": file_node("disk0", 1, json!({})),
-    });
+    let image = bench.vmdk();
+    let vmdk =
+        json!({"driver": "vmdk", "node-name": "disk0", "file": file_node("disk0", 1, json!({}))});
 
     // By the names in its descriptor file, which are relative to where that lies, it finds none.
     let refused = bench.monitor.execute("blockdev-add", vmdk.clone()).unwrap_err();
     assert!(refused.contains("disk-f001.vmdk") || refused.contains("path"), "{refused}");
 
-    let mut text = String::new();
-    File::open(image.path()).unwrap().read_to_string(&mut text).unwrap();
-    let text =
-        text.replace("disk-f001.vmdk", "/dev/fdset/2").replace("disk-f002.vmdk", "/dev/fdset/3");
-    let file = open(image.path(), false);
-    file.set_len(0).unwrap();
-    file.write_all_at(text.as_bytes(), 0).unwrap();
+    name_sets_in(&image);
     bench.monitor.works("blockdev-add", vmdk);
+}
+
+#[test]
+fn the_extents_of_a_vmdk_get_names_from_drive_add_alone_and_without_cannot_be_reopened() {
+    let Some(mut bench) = bench() else { return };
+    let image = bench.vmdk();
+    name_sets_in(&image);
+    let vmdk =
+        json!({"driver": "vmdk", "node-name": "disk0", "file": file_node("disk0", 1, json!({}))});
+    bench.monitor.works("blockdev-add", vmdk);
+    let nodes = bench.qemu.nodes();
+    let unnamed = nodes.iter().find(|name| name.starts_with('#')).unwrap();
+
+    let mut options = file_node("", 2, direct(false));
+    options["node-name"] = unnamed.as_str().into();
+    options.as_object_mut().unwrap().remove("locking");
+    let refused = bench.reopen(&[options]).unwrap_err();
+
+    assert!(refused.contains("node-name"), "{refused}");
+    bench.monitor.works("blockdev-del", json!({"node-name": "disk0"}));
+    let line = "drive_add -n 0 driver=vmdk,node-name=disk0,file.driver=file,\
+                file.filename=/dev/fdset/1,file.node-name=disk0-file,\
+                extents.0.node-name=extent1-file,extents.1.node-name=extent2-file";
+    let said = bench.monitor.works("human-monitor-command", json!({"command-line": line}));
+    assert_eq!(said, "");
+    bench.add(2, &open(&image.files[1].path, true));
+    let mut named = file_node("extent1", 2, direct(true));
+    named.as_object_mut().unwrap().remove("locking");
+    bench.reopen(&[named]).unwrap();
+    assert_eq!(bench.file_of("extent1")["cache"]["direct"], true);
+    assert_eq!(bench.file_of("extent2")["cache"]["direct"], false);
+}
+
+/// Has the descriptor file of a VMDK name the sets 2 and 3 for its extents.
+fn name_sets_in(image: &Image) {
+    let text = fs::read_to_string(image.path()).expect("it is a text");
+    let text = text.replace("disk-f001.vmdk", "/dev/fdset/2");
+    let text = text.replace("disk-f002.vmdk", "/dev/fdset/3");
+    fs::write(image.path(), text).expect("it can be written");
 }
 
 /// Whether somebody else can open an image for writing, with QEMU's locks.

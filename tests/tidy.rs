@@ -66,12 +66,14 @@ fn words_stand_only_in_the_files_that_may_have_them() {
             &[
                 "attach.rs",
                 "detach.rs",
+                "description.rs",
                 "foreign.rs",
                 "nodes.rs",
                 "plan.rs",
                 "qmp.rs",
                 "reopen.rs",
                 "status.rs",
+                "virsh.rs",
                 "words.rs",
             ],
         ),
@@ -187,7 +189,7 @@ fn the_readme_names_commands_that_there_are() {
     let readme = read(&root().join("README.md"));
     let makefile = read(&root().join("Makefile"));
 
-    for target in ["demo", "test", "install", "uninstall"] {
+    for target in ["demo", "demo-qemu", "test", "install", "uninstall"] {
         assert!(readme.contains(&format!("make {target}")));
         assert!(makefile.contains(&format!("\n{target}:")));
     }

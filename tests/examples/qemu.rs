@@ -119,6 +119,7 @@ fn demonstrate() -> Outcome<()> {
     println!(
         "4. QEMU exports both disks over NBD; they are written, read and checked, without pause"
     );
+    println!("     {}", machine.goes_on(5000));
 
     switch_many(&machine, switches)?;
     fail_once(&machine)?;
@@ -210,12 +211,18 @@ impl Machine {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Waits until the I/O on both disks has done so much more, and tells how things are with it.
-    fn goes_on(&self, operations: u64) -> String {
+    /// Waits until the I/O on both disks has done so much more, without an error.
+    fn goes_on_for(&self, operations: u64) {
         self.ios().for_each(|io| io.goes_on_for(operations));
+    }
+
+    /// The same, and tells how things are with it: all
+    /// operations and errors so far, and the longest pause since it was told last.
+    fn goes_on(&self, operations: u64) -> String {
+        self.goes_on_for(operations);
         let operations: u64 = self.ios().map(Io::operations).sum();
         let errors: u64 = self.ios().map(Io::errors).sum();
-        let pause = self.ios().map(Io::longest_pause).max().unwrap_or_default();
+        let pause = self.ios().map(Io::take_longest_pause).max().unwrap_or_default();
         format!("{operations} I/O operations, {errors} errors, longest pause {pause:.1?}")
     }
 }
@@ -242,7 +249,7 @@ fn switch_many(machine: &Machine, switches: u32) -> Outcome<()> {
             of_qemu.push(machine.switch(disk, switch % 2 == 0)?);
             all.push(began.elapsed());
         }
-        machine.goes_on(20);
+        machine.goes_on_for(20);
     }
     let (command, qemu) = (median(&mut all), median(&mut of_qemu));
     println!(
@@ -302,7 +309,7 @@ fn kill_daemon(machine: &Machine, switches: u32) -> Outcome<()> {
             go_on()?;
             let disk = &machine.disks[switch as usize / 2 % 2];
             let outcome = machine.switch(disk, switch % 2 == 0);
-            machine.goes_on(20);
+            machine.goes_on_for(20);
             Ok::<u32, Failure>(refused + u32::from(outcome.is_err()))
         });
         is_over.store(true, Ordering::Relaxed);
@@ -345,7 +352,7 @@ fn kill_qemu(machine: &mut Machine) -> Outcome<()> {
         machine.attach()?;
         longest = longest.max(began.elapsed());
         machine.begin()?;
-        machine.goes_on(500);
+        machine.goes_on_for(500);
     }
     println!("     Each had its disks again, {longest:.0?} after it was started at most,");
     println!("     and everything was there that had been flushed");

@@ -138,7 +138,7 @@ pub struct Ended {
     pub errors: u64,
     /// The first of the errors.
     pub first_error: Option<String>,
-    /// The longest time between the ends of one operation and the next of the same worker.
+    /// As [`Io::take_longest_pause`].
     pub longest_pause: Duration,
     /// Whether the connection ended under it.
     pub is_cut_off: bool,
@@ -184,10 +184,11 @@ impl Io {
         self.shared.errors.load(Ordering::Relaxed)
     }
 
-    /// The longest time so far between the ends of one operation and the next of the same worker.
+    /// The longest time between the ends of one operation and the next of the same worker, since the
+    /// I/O began or this was asked for last.
     #[must_use]
-    pub fn longest_pause(&self) -> Duration {
-        Duration::from_nanos(self.shared.longest_pause_nsec.load(Ordering::Relaxed))
+    pub fn take_longest_pause(&self) -> Duration {
+        Duration::from_nanos(self.shared.longest_pause_nsec.swap(0, Ordering::Relaxed))
     }
 
     /// Waits until so many more operations were done, without an error.
@@ -220,7 +221,7 @@ impl Io {
     #[must_use]
     pub fn stop(self) -> Ended {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let longest_pause = self.longest_pause();
+        let longest_pause = self.take_longest_pause();
         let mut written = Written::default();
         for worker in self.workers {
             written.add(&worker.join().expect("a worker does not panic"));

@@ -10,6 +10,7 @@ mod fuse;
 mod group;
 mod images;
 mod io;
+mod libvirt;
 mod machine;
 mod nbd;
 mod program;
@@ -35,6 +36,7 @@ pub use crate::{
     group::Group,
     images::{Image, ImageFile},
     io::{Ended, Io, Written},
+    libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
     program::{install_program, program, program_with_steps},

@@ -10,6 +10,7 @@ use std::{
     env,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
+    net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -255,21 +256,22 @@ impl Monitor {
     /// If no monitor answers there soon.
     #[must_use]
     pub fn connect(socket: &Path) -> Self {
-        let mut connected = None;
-        // QEMU can take the end of one client for that of the next.
+        let mut connected = Err(io::ErrorKind::NotFound.into());
         wait_until(SOON, || {
-            connected = Self::try_connect(socket).ok();
-            connected.is_some()
+            connected = Self::try_connect(socket);
+            connected.is_ok()
         });
         connected.expect("it was waited for")
     }
 
     fn try_connect(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(SOON))?;
+        // Now and then a QEMU that is just starting does not greet whoever is the first.
+        stream.set_read_timeout(Some(SOON / 10))?;
         let reader = BufReader::new(stream.try_clone()?);
         let mut monitor = Self { stream, reader };
-        let greeting = monitor.message()?;
+        let greeting = monitor.message().inspect_err(|error| eprintln!("no greeting: {error}"))?;
+        monitor.stream.set_read_timeout(Some(SOON))?;
         assert!(greeting["QMP"].is_object(), "a monitor greets: {greeting}");
         monitor.say(&message("qmp_capabilities", &json!({})), &[] as &[File]);
         monitor.message()?;
@@ -348,6 +350,16 @@ impl Monitor {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         serde_json::from_str(&line).map_err(io::Error::from)
+    }
+}
+
+impl Drop for Monitor {
+    /// Waits until QEMU has seen the end: QEMU 7.2 can hang, or die, of a connection that begins while it
+    /// still handles the end of another.
+    fn drop(&mut self) {
+        if self.stream.shutdown(Shutdown::Write).is_ok() {
+            let _ = io::copy(&mut self.reader, &mut io::sink());
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod attach;
 mod detach;
 mod foreign;
 mod header;
+mod libvirt;
 mod nodes;
 mod qmp;
 mod reopen;
@@ -11,12 +12,16 @@ mod status;
 mod vmdk;
 mod words;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use self::qmp::{Monitor, Qmp};
-use crate::{Door, words::span};
+use self::{
+    foreign::Foreign,
+    nodes::{Image, Seen, Set},
+    qmp::{Monitor, Qmp},
+};
+use crate::{Door, Misuse, words::span};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +30,7 @@ Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
   fdstash qemu status --qmp /run/vm7.qmp --node disk0
   fdstash qemu detach --qmp /run/vm7.qmp --node disk0
+  fdstash qemu reopen --libvirt qemu:///system --domain vm7 --disk vda --direct on
 
 QEMU's socket is that of -qmp unix:/run/vm7.qmp,server=on,wait=off. To start it on an image that
 is kept, start it with -S and without that disk, attach the image, add the device, and let the
@@ -83,6 +89,52 @@ struct Target {
     /// Wait at most so long for each of QEMU's answers
     #[arg(long, value_name = "SECS", value_parser = span, default_value = "10")]
     limit: Duration,
+}
+
+/// The same, or which disk of which domain of libvirt's.
+#[derive(Args)]
+struct Site {
+    /// The socket of QEMU's QMP monitor
+    #[arg(long, value_name = "SOCKET", requires = "node", required_unless_present = "uri")]
+    qmp: Option<PathBuf>,
+
+    /// The image, by the name of its topmost node
+    #[arg(long, value_parser = words::node, requires = "qmp")]
+    node: Option<String>,
+
+    #[command(flatten)]
+    disk: Option<libvirt::Disk>,
+
+    /// Wait at most so long for each of QEMU's answers
+    #[arg(long, value_name = "SECS", value_parser = span, default_value = "10")]
+    limit: Duration,
+}
+
+impl Site {
+    fn monitor(&self) -> anyhow::Result<Box<dyn Monitor>> {
+        match (&self.disk, &self.qmp) {
+            (Some(disk), _) => Ok(Box::new(disk.monitor(self.limit)?)),
+            (None, Some(qmp)) => Ok(Box::new(Qmp::connect(qmp, self.limit)?)),
+            (None, None) => Err(Misuse("--qmp or --libvirt must be said").into()),
+        }
+    }
+
+    /// The image that was attached, or that libvirt has given, by its topmost node; it has no layer
+    /// if there is none.
+    fn find(
+        &self,
+        monitor: &dyn Monitor,
+        foreign: &Foreign,
+        sets: &[Set],
+        seen: &BTreeMap<String, Seen>,
+    ) -> anyhow::Result<(String, Image)> {
+        if let Some(disk) = &self.disk {
+            return disk.image(monitor, self.limit, foreign, sets, seen);
+        }
+        let node = self.node.clone().unwrap_or_default();
+        let image = Image::find(&node, sets, seen);
+        Ok((node, image))
+    }
 }
 
 impl Target {

@@ -106,7 +106,7 @@ impl Running {
 }
 
 /// Whom to pass signals on to.
-enum Process {
+pub(crate) enum Process {
     /// The process itself: its number could be another's by the time of a signal.
     Itself(OwnedFd),
     /// Its number, where the kernel or a sandbox has no handle on processes.
@@ -114,12 +114,12 @@ enum Process {
 }
 
 impl Process {
-    fn of(child: &Child) -> Self {
+    pub(crate) fn of(child: &Child) -> Self {
         let pid = Pid::from_child(child);
         pidfd_open(pid, PidfdFlags::empty()).map_or(Self::Numbered(pid), Self::Itself)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // It may just have ended, and then there is nothing to tell it.
         let _ = match self {
             Self::Itself(process) => pidfd_send_signal(process, signal),

@@ -19,7 +19,7 @@ use super::{
 use crate::Misuse;
 
 /// What must be said of such nodes.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(super) struct Foreign {
     /// The entry that has a file node's file (may be repeated): of an image that was not attached, but
     /// given to QEMU at its start; of one that was attached all, not to take QEMU's word for it
@@ -40,6 +40,27 @@ impl Foreign {
     /// Whether any are named.
     pub(super) fn is_some(&self) -> bool {
         !self.names.is_empty()
+    }
+
+    /// The entry that has a node's file, if that was said.
+    pub(super) fn name_of(&self, node: &str) -> Option<&Name> {
+        self.names.iter().find(|(named, _)| named == node).map(|(_, entry)| entry)
+    }
+
+    /// Refuses names for other nodes than these.
+    pub(super) fn check_names(&self, nodes: &[String]) -> anyhow::Result<()> {
+        let other = self.names.iter().map(|(named, _)| named).find(|named| !nodes.contains(named));
+        ensure!(
+            other.is_none(),
+            "node {:?} is no file of this image; it has {nodes:?}",
+            other.map(String::as_str).unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    /// Puts those options among a file node's that were said of it.
+    pub(super) fn apply(&self, node: &str, nodes: &[&str], options: &mut Options) {
+        words::apply(&self.settings, node, true, nodes, options);
     }
 
     /// Refuses to take QEMU's word for which entries an image has that was attached, where that is not
@@ -120,7 +141,7 @@ impl Foreign {
 }
 
 /// What QEMU tells of a node's options.
-fn known(node: &Seen) -> Options {
+pub(super) fn known(node: &Seen) -> Options {
     let cache = &node.all["cache"];
     let mut options = json!({
         "driver": node.driver,
@@ -135,7 +156,7 @@ fn known(node: &Seen) -> Options {
 }
 
 /// The set that a node is opened from, and it alone.
-fn set_of<'a>(
+pub(super) fn set_of<'a>(
     node: &Seen,
     sets: &'a [Set],
     seen: &BTreeMap<String, Seen>,
@@ -167,7 +188,11 @@ fn set_of<'a>(
 
 /// Which file the descriptors of a set are of. Where nobody can look into QEMU it is not known, and
 /// who named the entry is trusted.
-fn behind(monitor: &mut dyn Monitor, set: &Set, node: &Seen) -> anyhow::Result<Option<Identity>> {
+pub(super) fn behind(
+    monitor: &dyn Monitor,
+    set: &Set,
+    node: &Seen,
+) -> anyhow::Result<Option<Identity>> {
     let mut files = set.members.iter().filter_map(|member| monitor.file_behind(member.number));
     let Some(file) = files.next() else { return Ok(None) };
     ensure!(

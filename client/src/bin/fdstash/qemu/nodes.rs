@@ -187,7 +187,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn new(mut all: Value) -> Self {
+    pub(super) fn new(mut all: Value) -> Self {
         let text = |key: &str| all[key].as_str().unwrap_or_default().to_owned();
         let flag = |value: &Value| value.as_bool().unwrap_or_default();
         let (read_only, direct) = (flag(&all["ro"]), flag(&all["cache"]["direct"]));

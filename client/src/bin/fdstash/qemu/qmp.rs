@@ -76,13 +76,23 @@ impl Failure {
         }
     }
 
-    fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
+    pub(crate) fn of_waiting(command: &str, limit: Duration, why: io::Error) -> Self {
         let command = command.to_owned();
         if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
             return Self::Unanswered { command, limit };
         }
         Self::Lost { command, why }
     }
+}
+
+/// What a command comes to, by QEMU's answer to it.
+pub(crate) fn result_of(command: &str, mut answer: Value) -> anyhow::Result<Value> {
+    if let Some(error) = answer.get("error") {
+        let text = |key: &str| plain(error[key].as_str().unwrap_or_default());
+        let (class, desc) = (text("class"), text("desc"));
+        return Err(Failure::Refused { command: command.to_owned(), class, desc }.into());
+    }
+    Ok(answer["return"].take())
 }
 
 /// A connection to a monitor's own socket.
@@ -191,13 +201,8 @@ impl Monitor for Qmp {
         let message = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         let sent = self.send(message.as_bytes(), fd);
         let answered = sent.and_then(|()| self.answer(id));
-        let mut answer = answered.map_err(|why| Failure::of_waiting(command, self.limit, why))?;
-        if let Some(error) = answer.get("error") {
-            let text = |key: &str| plain(error[key].as_str().unwrap_or_default());
-            let (class, desc) = (text("class"), text("desc"));
-            return Err(Failure::Refused { command: command.to_owned(), class, desc }.into());
-        }
-        Ok(answer["return"].take())
+        let answer = answered.map_err(|why| Failure::of_waiting(command, self.limit, why))?;
+        result_of(command, answer)
     }
 
     fn file_behind(&self, number: i64) -> Option<Identity> {

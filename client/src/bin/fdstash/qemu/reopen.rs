@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 pub(super) use self::plan::Flags;
 use self::plan::{Plan, Step};
 use super::{
-    ATTEMPTS, Target,
+    ATTEMPTS, Site,
     attach::settle,
     foreign::Foreign,
     is_undone,
@@ -37,7 +37,7 @@ use super::{
     qmp::{Failure, Monitor},
 };
 use crate::{
-    Door,
+    Door, Misuse,
     table::Table,
     words::{Switch, plain},
 };
@@ -46,6 +46,7 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct off --chain
+  fdstash qemu reopen --libvirt qemu:///system --domain vm7 --disk vda --direct on
 
 All nodes change in one step, or none. If it fails, QEMU goes on with the descriptors that it
 had, and the stash is as it was.
@@ -65,7 +66,7 @@ QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for ea
 #[command(after_help = EXAMPLES)]
 pub(super) struct Reopen {
     #[command(flatten)]
-    target: Target,
+    site: Site,
 
     /// Past the host's page cache, or through it [default: as it is]
     #[arg(long)]
@@ -100,7 +101,7 @@ struct Swap {
 
 impl Reopen {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.target.monitor()?;
+        let mut monitor = self.site.monitor()?;
         let mut stash = door.connect()?;
         let mut attempts = ATTEMPTS;
         let plan = self.look(&mut *monitor)?;
@@ -123,12 +124,17 @@ impl Reopen {
 
     /// Finds the image, and plans what is to change.
     fn look(&self, monitor: &mut dyn Monitor) -> anyhow::Result<Plan> {
-        let node = &self.target.node;
+        let is_of_libvirt = self.site.disk.is_some();
+        if is_of_libvirt && self.read_only.is_some() {
+            return Err(Misuse("whether a disk is read-only is for libvirt to say").into());
+        }
         let (sets, seen) = (sets(monitor)?, nodes(monitor)?);
-        let mut image = Image::find(node, &sets, &seen);
-        if self.foreign.is_some() {
+        let (node, mut image) = self.site.find(monitor, &self.foreign, &sets, &seen)?;
+        if is_of_libvirt {
+            check_entries(&image)?;
+        } else if self.foreign.is_some() {
             if image.layers.is_empty() {
-                image = self.foreign.image(node, monitor, &sets, &seen)?;
+                image = self.foreign.image(&node, monitor, &sets, &seen)?;
             } else {
                 self.foreign.confirm(&image)?;
             }
@@ -156,6 +162,17 @@ impl Reopen {
         table.write(&mut out, None)?;
         writeln!(out, "reopened in {:.1} ms", took.as_secs_f64() * 1000.0)
     }
+}
+
+/// Refuses an image of which it is not known which entries have its files.
+fn check_entries(image: &Image) -> anyhow::Result<()> {
+    let mut files = image.layers.iter().flat_map(|layer| &layer.files);
+    let Some(file) = files.find(|file| file.mark.entry.is_none()) else { return Ok(()) };
+    anyhow::bail!(
+        "the group of node {0:?} cannot be an entry's name: say which entry has its file, --name \
+         {0}=NAME",
+        file.node()
+    )
 }
 
 /// Does all of it, and tells what the commit came to. Where anything fails before that, all is as it
@@ -322,8 +339,9 @@ fn take_back(monitor: &mut dyn Monitor, added: &[Place], why: &anyhow::Error) ->
         return "QEMU has the old and the new descriptors and works with either; `fdstash qemu status` \
                 tells which, and the next reopen removes the others. The stash is as it was";
     }
-    let mut removed = added.iter().map(|&(set, number)| remove_fd(monitor, set, number));
-    if removed.all(|removed| removed.is_ok()) {
+    let removed = added.iter().map(|&(set, number)| remove_fd(monitor, set, number));
+    // Each is tried, whatever became of the one before.
+    if removed.filter(Result::is_err).count() == 0 {
         "not reopened: QEMU goes on with the descriptors that it had, and the stash is as it was"
     } else {
         "not reopened: QEMU goes on with the descriptors that it had, and the stash is as it was; the \

@@ -11,7 +11,8 @@ use fdstash::{Access, Entry, Flags, Name, Pattern};
 use serde_json::{Value, json};
 
 use super::{
-    Target,
+    Site,
+    foreign::Foreign,
     nodes::{FileNode, Image, Seen, Set, nodes, sets},
     reopen,
 };
@@ -25,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash qemu status --qmp /run/vm7.qmp --node disk0
   fdstash qemu status --qmp /run/vm7.qmp --node disk0 --json | jq '.nodes[].direct'
+  fdstash qemu status --libvirt qemu:///system --domain vm7 --disk vda
 
 FDS is how many descriptors the node's set has. More than one are left over from a reopen that was
 cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile); the next reopen
@@ -35,7 +37,7 @@ removes them.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {
     #[command(flatten)]
-    target: Target,
+    site: Site,
 
     /// Write it as one JSON object
     #[arg(long)]
@@ -53,19 +55,19 @@ struct Line<'a> {
 
 impl Status {
     pub(super) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let mut monitor = self.target.monitor()?;
+        let mut monitor = self.site.monitor()?;
         let mut stash = door.connect()?;
         let entries = stash.list(&Pattern::new("*")?)?;
         let (sets, seen) = (sets(&mut *monitor)?, nodes(&mut *monitor)?);
-        let node = &self.target.node;
-        let image = Image::find(node, &sets, &seen);
-        let strays = Image::strays(node, &sets, &seen);
+        let (node, image) = self.site.find(&*monitor, &Foreign::default(), &sets, &seen)?;
+        let strays = Image::strays(&node, &sets, &seen);
         anyhow::ensure!(
             !image.layers.is_empty() || !strays.is_empty(),
             "QEMU has no image {node:?} that was attached"
         );
         let lines = lines(&image, &sets, &seen, &entries);
         let mut drifts: Vec<String> = lines.iter().flat_map(Line::drifts).collect();
+        drifts.extend(image.layers.iter().filter_map(|layer| no_backing(seen.get(&layer.node)?)));
         drifts.extend(strays.iter().map(|set| {
             let id = set.id;
             format!("set {id} was meant for this image, and no node uses it: detach removes it")
@@ -105,6 +107,20 @@ fn lines<'a>(
         }));
     }
     lines
+}
+
+/// What is missing below an image, if its header names another that QEMU was not given: then the guest
+/// reads zeroes, and QEMU says nothing.
+fn no_backing(seen: &Seen) -> Option<String> {
+    let named = seen.all["image"]["backing-filename"].as_str()?;
+    let node = &seen.node;
+    let message = || {
+        format!(
+            "{node}: the image stands on {named:?}, and QEMU has no image below it: where that has \
+             data, the guest reads zeroes"
+        )
+    };
+    seen.all["backing_file"].is_null().then(message)
 }
 
 impl Line<'_> {
@@ -149,7 +165,9 @@ impl Line<'_> {
                 drifts.push(format!("{node}: its set has {} descriptors", self.count()));
             }
         }
-        if self.set.zip(self.seen).is_some_and(|(set, seen)| set.in_force(seen).is_none()) {
+        // Beside what libvirt has put there, or who started QEMU, stands no mark until a reopen.
+        let marked = self.set.filter(|set| set.marked().next().is_some());
+        if marked.zip(self.seen).is_some_and(|(set, seen)| set.in_force(seen).is_none()) {
             drifts.push(format!("{node}: no descriptor of its set has the flags that it has"));
         }
         drifts
