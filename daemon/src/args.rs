@@ -40,8 +40,7 @@ const SPARE: usize = 64;
         fdstash status                              see whether it is there\n\n\
         Signals, to the first of its two processes:\n  \
         SIGTERM, SIGINT   end; what was given ends with it, except in systemd's store\n  \
-        SIGHUP            load the policy anew, and go on with the program that stands at its path now,\n  \
-                          with all that is kept"
+        SIGHUP            load the policy anew, and upgrade to the program that stands at its path now"
 )]
 pub(crate) struct Args {
     /// Where to listen, unless systemd passes a socket [default:
@@ -63,9 +62,9 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u64).range(1..))]
     patience: u64,
 
-    /// Who may do what, beside what a user may do to its own and root to all. The files below
-    /// FILE, with .d in the place of its .toml, are read as well [default: for root
-    /// /etc/fdstash/policy.toml, if it is there; for others none]
+    /// Who may do what, beside what a user may do to its own and root to all; and the files *.toml in
+    /// the directory of its name with .d instead of .toml [default: for root
+    /// /etc/fdstash/policy.toml and policy.d, if they are there; for others none]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 
