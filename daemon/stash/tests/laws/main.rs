@@ -290,12 +290,18 @@ fn histories_are_played_by_the_thousand() {
         std::iter::repeat_with(history).take(200).collect::<Result<_, _>>().unwrap();
 
     let begin = std::time::Instant::now();
-    let moments: usize = histories.iter().map(|history| play(history).moments.len()).sum();
+    let traces: Vec<_> = histories.iter().map(play).collect();
+    let moments: usize = traces.iter().map(|trace| trace.moments.len()).sum();
 
     let took = begin.elapsed().as_secs_f64();
     let (histories, steps) = (histories.len() as f64 / took, moments as f64 / took);
     eprintln!("{histories:.0} histories a second, {steps:.0} steps a second, model and all");
     assert!(moments > 200);
+    let all = traces.iter().flat_map(|trace| &trace.moments);
+    let openings = all.flat_map(|moment| moment.openings().flat_map(|(_, openings)| openings));
+    let by_path = openings.filter(|opening| opening.place.is_some()).count();
+    eprintln!("{by_path} files were to be opened by path");
+    assert!(by_path > 5);
 }
 
 pub(crate) fn config() -> ProptestConfig {
