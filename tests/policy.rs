@@ -194,7 +194,9 @@ fn a_policy_that_does_not_load_is_a_failure_at_the_start_and_says_where() {
     let (socket, policy) = (folder.path().join("stash"), folder.path().join("policy.toml"));
     let start = || {
         output(
-            Command::new(program("fdstashd"))
+            Command::new("timeout")
+                .arg("20")
+                .arg(program("fdstashd"))
                 .arg("--socket")
                 .arg(&socket)
                 .arg("--policy")
