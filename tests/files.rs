@@ -270,6 +270,38 @@ fn what_management_gave_under_a_name_of_its_own_is_found_by_its_path() {
 }
 
 #[test]
+fn what_was_given_is_found_by_a_path_over_a_symbolic_link() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"given");
+    let mut client = daemon.client();
+    client.give(&[gift("vm7-root", writable(&path))]).unwrap();
+    let link = daemon.path("link");
+    std::os::unix::fs::symlink(path.parent().unwrap(), &link).unwrap();
+
+    let options = OpenOptions::read().only_stash();
+    let file = File::open(&mut client, link.join("disk"), &options).unwrap();
+
+    assert_eq!(file.name().as_str(), "vm7-root");
+}
+
+#[test]
+fn a_file_that_comes_only_out_of_the_stash_is_not_opened_anew_by_its_path() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"given");
+    let mut client = daemon.client();
+    client.give(&[gift("vm7-root", writable(&path))]).unwrap();
+    let options = OpenOptions::read().only_stash();
+    let mut file = File::open(&mut client, &path, &options).unwrap();
+    fs::rename(&path, daemon.path("away")).unwrap();
+    fs::write(&path, b"another").unwrap();
+
+    let outcome = file.rotate(&mut client);
+
+    assert!(matches!(outcome, Err(Error::File { .. })), "{outcome:?}");
+    assert_eq!(read_all(&file), b"given");
+}
+
+#[test]
 fn what_a_stranger_gave_under_the_name_is_not_taken_for_the_file() {
     if !is_root() {
         return skipped("only root can be another user too");

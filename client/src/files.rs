@@ -238,9 +238,16 @@ impl<'a> Files<'a> {
     /// What was at a path when it was given, by somebody who is trusted.
     async fn entry_of(&mut self, path: &Path) -> Result<Option<Entry>, Error> {
         let entries = entries(self.stage.run(&Job::list(&self.options.pattern())).await?);
-        let target = absolute(path).unwrap_or_else(|_| path.to_owned());
+        let said = absolute(path).unwrap_or_else(|_| path.to_owned());
+        // The kernel tells a target without symbolic links, as far as they lead anywhere now.
+        let path_now = said.clone();
+        let real = self.stage.wait_for(move || path_now.canonicalize()).await.ok();
+        let is_at = |target: &str| {
+            let target = Path::new(target);
+            target == said || real.as_deref() == Some(target)
+        };
         let mut found = entries.into_iter().filter(|entry| {
-            entry.target.as_deref().is_some_and(|at| Path::new(at) == target)
+            entry.target.as_deref().is_some_and(is_at)
                 && matches!(entry.kind, Kind::Regular | Kind::Block)
                 && self.options.has_name(&entry.name)
                 && self.options.trusts(entry.giver.uid)
@@ -295,6 +302,10 @@ impl<'a> Files<'a> {
 
     /// Tells also whether the stash can have an open file description of its own.
     async fn open_path(&mut self, path: &Path, access: Access) -> Result<(File, bool), Error> {
+        if self.options.only_stash {
+            let why = "it may be opened only out of the stash";
+            return Err(of_file(path, io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
         let (options, at) = (self.options.clone(), path.to_owned());
         let opened = self.stage.wait_for(move || {
             let file = options.open_path(&at, access)?;

@@ -193,7 +193,8 @@ impl OpenOptions {
         if let Some(name) = self.names.get(&path) {
             return Ok(name.clone());
         }
-        let name = format!("{}{}", self.prefix, spelled(&path));
+        let prefix = self.prefix.strip_suffix('/').unwrap_or(&self.prefix);
+        let name = format!("{prefix}{}", spelled(&path));
         Name::new(&name).map_err(|reason| Error::NoName { path, reason })
     }
 
