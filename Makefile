@@ -20,14 +20,15 @@ demo:
 	@echo "Building, which takes a minute or two the first time ..."
 	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
 	@$(CARGO) build --quiet --release --package fdstash --features imago --example vmm
-	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
+	@mkdir -p target
+	@$(BUILT)/examples/vmm --fdstashd $(BUILT)/fdstashd --dir target
 
 demo-qemu:
 	@tests/need cc cargo qemu-img qemu-io qemu-system-x86_64
 	@echo "Building, which takes a minute or two the first time ..."
 	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
 	@$(CARGO) build --quiet --release --package fdstash-tests --example qemu
-	@target/release/examples/qemu
+	@$(BUILT)/examples/qemu
 
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
