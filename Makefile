@@ -20,14 +20,15 @@ demo:
 	@echo "Building, which takes a minute or two the first time ..."
 	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
 	@$(CARGO) build --quiet --release --package fdstash --features imago --example vmm
-	@target/release/examples/vmm --fdstashd target/release/fdstashd --dir target
+	@mkdir -p target
+	@$(BUILT)/examples/vmm --fdstashd $(BUILT)/fdstashd --dir target
 
 demo-qemu:
 	@tests/need cc cargo qemu-img qemu-io qemu-system-x86_64
 	@echo "Building, which takes a minute or two the first time ..."
 	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
 	@$(CARGO) build --quiet --release --package fdstash-tests --example qemu
-	@target/release/examples/qemu
+	@$(BUILT)/examples/qemu
 
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
@@ -78,7 +79,7 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
-DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+DOCS = policy.toml README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:
@@ -91,7 +92,8 @@ install:
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
-	install -m 644 $(filter-out %.varlink,$(DOCS)) proto/org.fdstash.Stash.varlink $(DESTDIR)$(DOC)
+	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
+		systemd/policy.toml $(DESTDIR)$(DOC)
 
 # The C library, under the name by which programs look for it and the one by which compilers do.
 .PHONY: install-c

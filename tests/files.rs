@@ -8,6 +8,8 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Barrier,
+    thread,
 };
 
 use fdstash::{
@@ -128,6 +130,82 @@ fn a_file_for_reading_is_opened_for_writing_with_the_rights_of_who_asks() {
 }
 
 #[test]
+fn a_file_that_was_opened_for_reading_first_is_opened_for_writing_later() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"");
+    let mut reading = File::open(&mut daemon.client(), &path, &OpenOptions::read()).unwrap();
+
+    let writing = File::open(&mut daemon.client(), &path, &OpenOptions::read_write()).unwrap();
+    let widely = ReopenOptions::new().access(Access::ReadWrite);
+    reading.reopen(&mut daemon.client(), &widely).unwrap();
+
+    assert_eq!(writing.write_at(b"x", 0).unwrap(), 1);
+    assert_eq!(reading.write_at(b"y", 1).unwrap(), 1);
+}
+
+#[test]
+fn what_others_may_use_too_is_kept_for_no_more_than_it_was_opened_for() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"");
+    let mut client = daemon.client();
+    let options = OpenOptions::read().share(Share { uids: vec![12345], gids: Vec::new() });
+
+    File::open(&mut client, &path, &options).unwrap();
+
+    let entry = client.list(&pattern("*")).unwrap().remove(0);
+    assert_eq!(entry.may_reopen, Access::Read);
+}
+
+#[test]
+fn many_open_and_reopen_one_file_at_once_and_all_have_it() {
+    const MANY: usize = 8;
+    let daemon = Daemon::spawn();
+    for round in 0..10 {
+        let path = made(&daemon, &format!("disk{round}"), b"content");
+        let start = Barrier::new(MANY);
+        let all_do = || {
+            let mut client = daemon.client();
+            start.wait();
+            let mut file = File::open(&mut client, &path, &OpenOptions::read_write())?;
+            file.reopen(&mut client, &ReopenOptions::new().dsync(true))?;
+            Ok::<_, Error>(identity(&file))
+        };
+
+        let opened: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..MANY).map(|_| scope.spawn(all_do)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+
+        let expected = identity(StdFile::open(&path).unwrap());
+        for one in opened {
+            assert_eq!(one.unwrap(), expected);
+        }
+        assert_eq!(daemon.client().list(&pattern(path.to_str().unwrap())).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_reopening_does_not_go_on_in_another_file_that_has_the_name_by_now() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"the real one");
+    let forged = made(&daemon, "forged", b"forged");
+    let mut client = daemon.client();
+    let mut file = File::open(&mut client, &path, &OpenOptions::read_write()).unwrap();
+    let held = file.name().clone();
+    client.close(std::slice::from_ref(&held)).unwrap();
+    client.give(&[gift(held.as_str(), writable(&forged))]).unwrap();
+    let before = client.list(&pattern("*")).unwrap();
+
+    let outcome = file.reopen(&mut client, &ReopenOptions::new().dsync(true));
+
+    let Err(Error::Replaced { name }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(name, held);
+    assert_eq!(read_all(&file), b"the real one");
+    assert!(!is_dsync(&file));
+    assert_eq!(client.list(&pattern("*")).unwrap(), before);
+}
+
+#[test]
 fn a_log_that_was_renamed_is_opened_anew_by_its_path() {
     let daemon = Daemon::spawn();
     let (path, old) = (daemon.path("vm.log"), daemon.path("vm.log.1"));
@@ -189,6 +267,38 @@ fn what_management_gave_under_a_name_of_its_own_is_found_by_its_path() {
     assert!(
         client.list(&pattern("*")).unwrap().iter().all(|entry| entry.access == Access::ReadWrite)
     );
+}
+
+#[test]
+fn what_was_given_is_found_by_a_path_over_a_symbolic_link() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"given");
+    let mut client = daemon.client();
+    client.give(&[gift("vm7-root", writable(&path))]).unwrap();
+    let link = daemon.path("link");
+    std::os::unix::fs::symlink(path.parent().unwrap(), &link).unwrap();
+
+    let options = OpenOptions::read().only_stash();
+    let file = File::open(&mut client, link.join("disk"), &options).unwrap();
+
+    assert_eq!(file.name().as_str(), "vm7-root");
+}
+
+#[test]
+fn a_file_that_comes_only_out_of_the_stash_is_not_opened_anew_by_its_path() {
+    let daemon = Daemon::spawn();
+    let path = made(&daemon, "disk", b"given");
+    let mut client = daemon.client();
+    client.give(&[gift("vm7-root", writable(&path))]).unwrap();
+    let options = OpenOptions::read().only_stash();
+    let mut file = File::open(&mut client, &path, &options).unwrap();
+    fs::rename(&path, daemon.path("away")).unwrap();
+    fs::write(&path, b"another").unwrap();
+
+    let outcome = file.rotate(&mut client);
+
+    assert!(matches!(outcome, Err(Error::File { .. })), "{outcome:?}");
+    assert_eq!(read_all(&file), b"given");
 }
 
 #[test]
@@ -324,6 +434,76 @@ fn an_image_one_file_of_which_cannot_be_reopened_was_not_even_stopped() {
         transaction.rollback();
         assert_eq!(client.list(&pattern("*")).unwrap(), before);
     }
+}
+
+#[test]
+fn an_image_does_not_go_on_in_another_file_that_has_a_name_of_its_own() {
+    let daemon = Daemon::spawn();
+    let mut client = daemon.client();
+    let mut driver = Extents::new(&daemon);
+    let mut image = Image::open(&mut client, &mut driver, &OpenOptions::read_write()).unwrap();
+    let forged = made(&daemon, "forged", b"forged");
+    let last = image.names().last().cloned().unwrap();
+    client.give(&[gift(last.as_str(), writable(&forged))]).unwrap();
+    driver.begin(Fault::None);
+
+    let outcome = image.reopen(&mut client, &mut driver, &ReopenOptions::new().dsync(true));
+
+    let Err(ImageError::Stash(Error::Replaced { name })) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(name, last);
+    assert_eq!(driver.told(), "", "the guest did not even wait");
+    assert!(!driver.disk().iter().any(is_dsync));
+}
+
+#[test]
+fn a_file_that_an_image_spells_in_two_ways_is_one_file() {
+    let daemon = Daemon::spawn();
+    let mut client = daemon.client();
+    let mut driver = Extents::new(&daemon);
+    let here = std::env::current_dir().unwrap();
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    driver.paths[1] = up.join(driver.paths[1].strip_prefix("/").unwrap());
+    driver.paths[2] = here.join(&driver.paths[1]);
+
+    let mut image = Image::open(&mut client, &mut driver, &OpenOptions::read_write()).unwrap();
+    image.reopen(&mut client, &mut driver, &ReopenOptions::new().dsync(true)).unwrap();
+
+    assert_eq!(image.names().count(), 2);
+    assert!(driver.disk().iter().all(is_dsync));
+}
+
+#[test]
+fn many_open_and_reopen_one_image_at_once_and_all_have_it() {
+    const MANY: usize = 4;
+    let daemon = Daemon::spawn();
+    let paths = Extents::new(&daemon).paths;
+    let start = Barrier::new(MANY);
+    let all_do = |turned: bool| {
+        let mut driver = Extents { paths: paths.clone(), ..Extents::new(&daemon) };
+        if turned {
+            driver.paths.reverse();
+        }
+        let mut client = daemon.client();
+        start.wait();
+        let mut image = Image::open(&mut client, &mut driver, &OpenOptions::read_write())?;
+        for turn in 0..5 {
+            let change = ReopenOptions::new().dsync(turn % 2 == 0);
+            image.reopen(&mut client, &mut driver, &change)?;
+        }
+        Ok::<_, ImageError>(driver.disk().iter().all(is_dsync))
+    };
+
+    let done: Vec<_> = thread::scope(|scope| {
+        let all_do = &all_do;
+        let threads: Vec<_> =
+            (0..MANY).map(|at| scope.spawn(move || all_do(at % 2 == 1))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+
+    for one in done {
+        assert!(one.unwrap());
+    }
+    assert_eq!(daemon.client().list(&pattern("*")).unwrap().len(), 3);
 }
 
 #[test]

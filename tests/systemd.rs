@@ -90,6 +90,7 @@ fn what_is_installed_is_all_removed_again() {
         "lib/tmpfiles.d/fdstash.conf",
         "share/doc/fdstash/LICENSE-MIT",
         "share/doc/fdstash/org.fdstash.Stash.varlink",
+        "share/doc/fdstash/policy.toml",
     ] {
         assert!(local.join(path).is_file(), "{path}");
     }
@@ -320,6 +321,34 @@ fn again_in_box(systemd: &Systemd) -> bool {
     let line = "echo content >/home/file && fdstash give in-box /home/file && \
         fdstash reopen in-box --sync on && fdstash close in-box";
     systemd.run(line).status.success()
+}
+
+#[test]
+fn its_policy_is_what_stands_in_etc_and_by_path_it_writes_where_its_unit_lets_it() {
+    let Some(systemd) = running() else { return };
+    systemd.works("mkdir -p /etc/fdstash /var/log/vms && echo old >/var/log/vms/log");
+    systemd.works("fdstash give log /var/log/vms/log");
+    systemd.works("mv /var/log/vms/log /var/log/vms/log.1 && echo new >/var/log/vms/log");
+    let by_path = "fdstash reopen log --path /var/log/vms/log";
+    let refused = |why: &str| {
+        let said = String::from_utf8_lossy(&systemd.run(by_path).stderr).into_owned();
+        assert!(said.contains(why), "{said}");
+    };
+    refused("not allowed to reopen by path");
+
+    // A name that is to be looked up, in the sandbox.
+    let rule =
+        "users = ['root']\nnames = ['log']\nverbs = ['reopen by path']\nbelow = ['/var/log/vms']";
+    fs::write(systemd.path("/etc/fdstash/policy.toml"), format!("[[allow]]\n{rule}\n")).unwrap();
+    systemd.works("systemctl reload fdstashd.service");
+    refused("ReadWritePaths=");
+    systemd.works("fdstash reopen log --path /var/log/vms/log --access read");
+    assert_eq!(systemd.works("fdstash take log --copy -- cat"), "new\n");
+
+    systemd.works("fdstash close log && fdstash give log /var/log/vms/log.1");
+    with(&systemd, "ReadWritePaths=/var/log/vms");
+    systemd.works(by_path);
+    assert_eq!(systemd.works("fdstash take log -- cat"), "new\n");
 }
 
 #[test]

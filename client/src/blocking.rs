@@ -29,13 +29,14 @@ use std::{
 };
 
 use fdstash_proto::{
-    Clash, Entry, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics, Taking,
+    Clash, Entry, Explanation, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics,
+    Taking, Verb,
     socket::{self, Received},
 };
 
 use crate::{
     Error,
-    core::{Core, Staged, Watching, entries, handed, info, replaced, statistics},
+    core::{Core, Staged, Watching, entries, explained, handed, info, replaced, statistics},
     default_socket,
     job::Job,
     repetition::Repetitions,
@@ -211,6 +212,21 @@ impl Client {
     /// Any [`Error`] of the connection.
     pub fn statistics(&mut self) -> Result<Statistics, Error> {
         now(self.0.run(&Job::statistics())).and_then(statistics)
+    }
+
+    /// Asks what the policy says to a user who is in these groups, and why. It takes root.
+    ///
+    /// # Errors
+    ///
+    /// PermissionDenied to others, and any [`Error`] of the connection.
+    pub fn explain_policy(
+        &mut self,
+        uid: u32,
+        gids: &[u32],
+        verb: Verb,
+        name: &Name,
+    ) -> Result<Explanation, Error> {
+        now(self.0.run(&Job::explain_policy(uid, gids, verb, name))).and_then(explained)
     }
 
     /// Asks the daemon what it is.

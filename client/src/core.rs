@@ -1,5 +1,5 @@
 //! [`Core`]: the flow of every call, once for both ways to wait: which connection it takes, when it
-//! is sent again, and how what was not finished is undone.
+//! is sent again, and how what was not finished is undone. It is one file, since all calls go this one way.
 
 use std::{
     mem,
@@ -8,7 +8,8 @@ use std::{
 };
 
 use fdstash_proto::{
-    Call, Entry, Handed, Hangup, Info, Name, Notice, Pattern, Refusal, Reply, Statistics, Ticket,
+    Call, Entry, Explanation, Handed, Hangup, Info, Name, Notice, Pattern, Refusal, Reply,
+    Statistics, Ticket,
 };
 
 use crate::{
@@ -348,6 +349,12 @@ pub(crate) fn entries(replies: Vec<Reply<OwnedFd>>) -> Vec<Entry> {
 pub(crate) fn statistics(mut replies: Vec<Reply<OwnedFd>>) -> Result<Statistics, Error> {
     let Some(Reply::Statistics(statistics)) = replies.pop() else { return Err(not_due()) };
     Ok(statistics)
+}
+
+/// What the policy says.
+pub(crate) fn explained(mut replies: Vec<Reply<OwnedFd>>) -> Result<Explanation, Error> {
+    let Some(Reply::Explained(explanation)) = replies.pop() else { return Err(not_due()) };
+    Ok(explanation)
 }
 
 /// What the daemon is.

@@ -119,6 +119,14 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// What is kept under a name is another file by now than the one that was opened: that one is in
+    /// the stash no more.
+    #[error("entry \"{name}\" keeps another file by now than the one that is open")]
+    Replaced {
+        /// The entry.
+        name: Name,
+    },
+
     /// The kernel would not send or receive. The connection is closed; what had not been sent whole
     /// was not carried out.
     #[error("could not talk to the daemon")]
@@ -156,6 +164,9 @@ impl Error {
             Self::NoName { .. } => Some("choose a name with `OpenOptions::named`".into()),
             Self::ReadOnly { .. } => Some("reopen it with `Access::ReadWrite` first".into()),
             Self::AnotherFile { .. } => Some("open the image anew, as another".into()),
+            Self::Replaced { .. } => {
+                Some("list the entry to see who gave it, and give the open file again".into())
+            }
             Self::File { .. } => None,
         }
     }
@@ -172,6 +183,7 @@ impl Error {
             Self::Stranger { .. } | Self::ReadOnly { .. } | Self::AnotherFile { .. } => {
                 io::ErrorKind::PermissionDenied
             }
+            Self::Replaced { .. } => io::ErrorKind::StaleNetworkFileHandle,
             Self::CallTooLong { .. } | Self::Ambiguous { .. } | Self::NoName { .. } => {
                 io::ErrorKind::InvalidInput
             }

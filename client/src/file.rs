@@ -189,11 +189,10 @@ async fn try_reopen<T: Transport>(
 pub(crate) async fn rotate<T: Transport>(
     core: &mut Core<T>,
     set: &Set,
-    current: &StdFile,
 ) -> Result<Option<(StdFile, Set)>, Error> {
     let mut repetitions = Repetitions::new();
     loop {
-        match try_rotate(core, set, current).await {
+        match try_rotate(core, set).await {
             Ok(opened) => return Ok(opened),
             Err(error) => repetitions.after_undone::<T>(error).await?,
         }
@@ -203,10 +202,9 @@ pub(crate) async fn rotate<T: Transport>(
 async fn try_rotate<T: Transport>(
     core: &mut Core<T>,
     set: &Set,
-    current: &StdFile,
 ) -> Result<Option<(StdFile, Set)>, Error> {
     let mut files = Files::new(Stage::begin(core).await?, &set.options);
-    match files.open_anew(&set.members[0], current).await {
+    match files.open_anew(&set.members[0]).await {
         Ok(Some(file)) => finish(files, Ok(file)).await.map(Some),
         Ok(None) => {
             files.rollback().await;

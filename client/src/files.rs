@@ -5,11 +5,11 @@ use std::{
     fs::File,
     io,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::{Path, PathBuf, absolute},
     slice,
 };
 
-use fdstash_proto::{Access, Clash, Entry, Gift, Kind, Name, Pattern, Refusal, Reopening};
+use fdstash_proto::{Access, Clash, Entry, Gift, Kind, Name, Pattern, Refusal, Reopening, Share};
 
 use crate::{
     Error, OpenOptions,
@@ -53,6 +53,8 @@ pub(crate) struct Member {
     pub(crate) access: Access,
     /// What the stash keeps of it.
     kept: Access,
+    /// Which file it is: device and inode.
+    identity: (u64, u64),
 }
 
 impl Member {
@@ -73,7 +75,7 @@ impl<'a> Files<'a> {
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; then all is as it was.
+    /// Any [`Error`]; then all is as it was. [`Error::Replaced`] where a name has another file by now.
     pub(crate) async fn reopened(
         mut stage: Stage<'a>,
         members: &[Member],
@@ -84,12 +86,17 @@ impl<'a> Files<'a> {
             .map(|member| member.reopening(options, options.at_most(member.access)))
             .collect();
         let fds = handed(stage.run(&Job::reopen(&reopenings)?).await?);
-        let opened =
-            members.iter().zip(fds).zip(&reopenings).map(|((member, handed), reopening)| {
-                let kept = reopening.access.unwrap_or(member.kept);
-                Opened { member: Member { kept, ..member.clone() }, file: handed.fd.into() }
-            });
-        let opened = opened.collect();
+        let mut opened = Vec::with_capacity(members.len());
+        for ((member, handed), reopening) in members.iter().zip(fds).zip(&reopenings) {
+            let file = handed.fd.into();
+            // The daemon reopens what has the name now. When the entry was closed, anybody could put
+            // another file there, and a guest must not go on in that.
+            if identity(&file).map_err(|source| of_file(&member.path, source))? != member.identity {
+                return Err(Error::Replaced { name: member.name.clone() });
+            }
+            let kept = reopening.access.unwrap_or(member.kept);
+            opened.push(Opened { member: Member { kept, ..member.clone() }, file });
+        }
         Ok(Self { stage, options: options.clone(), opened, is_whole: true, failure: None })
     }
 
@@ -158,11 +165,15 @@ impl<'a> Files<'a> {
         if let Some(at) = known {
             return self.again(at, access).await;
         }
+        let name = self.options.name(path)?;
+        // By another spelling of its path it is the same file, and one entry.
+        if let Some(at) = self.opened.iter().position(|opened| opened.member.name == name) {
+            return self.again(at, access).await;
+        }
         if self.is_whole {
             return Err(Error::AnotherFile { path: path.to_owned() });
         }
         self.allow(path, access)?;
-        let name = self.options.name(path)?;
         let is_chosen = self.options.is_named(path);
         let mut entry = self.entry(&name).await?;
         if entry.is_none() && !is_chosen {
@@ -227,8 +238,16 @@ impl<'a> Files<'a> {
     /// What was at a path when it was given, by somebody who is trusted.
     async fn entry_of(&mut self, path: &Path) -> Result<Option<Entry>, Error> {
         let entries = entries(self.stage.run(&Job::list(&self.options.pattern())).await?);
+        let said = absolute(path).unwrap_or_else(|_| path.to_owned());
+        // The kernel tells a target without symbolic links, as far as they lead anywhere now.
+        let path_now = said.clone();
+        let real = self.stage.wait_for(move || path_now.canonicalize()).await.ok();
+        let is_at = |target: &str| {
+            let target = Path::new(target);
+            target == said || real.as_deref() == Some(target)
+        };
         let mut found = entries.into_iter().filter(|entry| {
-            entry.target.as_deref().is_some_and(|target| Path::new(target) == path)
+            entry.target.as_deref().is_some_and(is_at)
                 && matches!(entry.kind, Kind::Regular | Kind::Block)
                 && self.options.has_name(&entry.name)
                 && self.options.trusts(entry.giver.uid)
@@ -243,45 +262,50 @@ impl<'a> Files<'a> {
 
     /// One from the stash.
     async fn take_in(&mut self, entry: Entry, path: &Path, access: Access) -> Result<File, Error> {
+        // To open what a stranger gave can take for ever.
+        self.check_giver(&entry)?;
         let name = entry.name;
         let reopening = self.options.reopening(&name, entry.access, access);
         let file = reopen(&mut self.stage, &reopening).await?;
         // Only now nobody else can put another in its place.
         let entry = self.entry(&name).await?;
         let entry = entry.ok_or_else(|| absent(&name))?;
-        if !self.options.trusts(entry.giver.uid) {
-            return Err(Error::Stranger { name, giver: entry.giver });
+        self.check_giver(&entry)?;
+        self.add(name, path, (access, entry.access), file)
+    }
+
+    fn check_giver(&self, entry: &Entry) -> Result<(), Error> {
+        if self.options.trusts(entry.giver.uid) {
+            return Ok(());
         }
-        let member = Member { name, path: path.to_owned(), access, kept: entry.access };
-        self.add(member, file)
+        Err(Error::Stranger { name: entry.name.clone(), giver: entry.giver })
     }
 
     /// One from the file system, into the stash.
     async fn open_new(&mut self, name: Name, path: &Path, access: Access) -> Result<File, Error> {
         let (file, fresh) = self.open_path(path, access).await?;
-        self.give(&name, &file, fresh, Clash::Refuse).await?;
-        let member = Member { name, path: path.to_owned(), access, kept: access };
-        self.add(member, file)
+        self.give(&name, access, (&file, fresh), Clash::Refuse).await?;
+        self.add(name, path, (access, access), file)
     }
 
     /// What stands at a member's path now, if it is not the file that is open already; and into the
     /// stash in its place.
-    pub(crate) async fn open_anew(
-        &mut self,
-        member: &Member,
-        current: &File,
-    ) -> Result<Option<File>, Error> {
+    pub(crate) async fn open_anew(&mut self, member: &Member) -> Result<Option<File>, Error> {
         let (file, fresh) = self.open_path(&member.path, member.access).await?;
-        if is_same(&file, current).map_err(|source| of_file(&member.path, source))? {
+        if identity(&file).map_err(|source| of_file(&member.path, source))? == member.identity {
             return Ok(None);
         }
-        self.give(&member.name, &file, fresh, Clash::Replace).await?;
-        let member = Member { kept: member.access, ..member.clone() };
-        self.add(member, file).map(Some)
+        self.give(&member.name, member.access, (&file, fresh), Clash::Replace).await?;
+        let access = (member.access, member.access);
+        self.add(member.name.clone(), &member.path, access, file).map(Some)
     }
 
     /// Tells also whether the stash can have an open file description of its own.
     async fn open_path(&mut self, path: &Path, access: Access) -> Result<(File, bool), Error> {
+        if self.options.only_stash {
+            let why = "it may be opened only out of the stash";
+            return Err(of_file(path, io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
         let (options, at) = (self.options.clone(), path.to_owned());
         let opened = self.stage.wait_for(move || {
             let file = options.open_path(&at, access)?;
@@ -294,17 +318,28 @@ impl<'a> Files<'a> {
     async fn give(
         &mut self,
         name: &Name,
-        file: &File,
-        fresh: bool,
+        access: Access,
+        (file, fresh): (&File, bool),
         clash: Clash,
     ) -> Result<(), Error> {
-        let gift = Gift {
+        let mut gift = Gift {
             fresh,
             may_reopen: self.options.may_reopen,
             share: self.options.share.clone(),
             labels: self.options.labels.clone(),
             ..Gift::new(name.clone(), file)
         };
+        let is_own = self.options.share == Share::default();
+        if fresh && is_own && gift.may_reopen.is_none() && access != Access::ReadWrite {
+            gift.may_reopen = Some(Access::ReadWrite);
+            match self.stage.run(&Job::give(slice::from_ref(&gift), clash)?).await {
+                // This user has no right to that, so nobody is the worse for it later.
+                Err(Error::Refused(
+                    Refusal::ReopenFailed { .. } | Refusal::AccessDenied { .. },
+                )) => gift.may_reopen = None,
+                outcome => return outcome.map(drop),
+            }
+        }
         self.stage.run(&Job::give(&[gift], clash)?).await.map(drop)
     }
 
@@ -313,8 +348,17 @@ impl<'a> Files<'a> {
         duplicate(&self.opened[0].file)
     }
 
-    fn add(&mut self, member: Member, file: File) -> Result<File, Error> {
+    /// With the access that was asked for, and that of what is kept.
+    fn add(
+        &mut self,
+        name: Name,
+        path: &Path,
+        (access, kept): (Access, Access),
+        file: File,
+    ) -> Result<File, Error> {
         let lent = duplicate(&file)?;
+        let identity = identity(&file).map_err(|source| of_file(path, source))?;
+        let member = Member { name, path: path.to_owned(), access, kept, identity };
         self.opened.push(Opened { member, file });
         Ok(lent)
     }
@@ -337,9 +381,9 @@ fn duplicate(file: &File) -> Result<File, Error> {
     file.try_clone().map_err(|_| Error::NoRoom)
 }
 
-fn is_same(one: &File, other: &File) -> io::Result<bool> {
-    let (one, other) = (one.metadata()?, other.metadata()?);
-    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn of_file(path: &Path, source: io::Error) -> Error {

@@ -157,10 +157,15 @@ async fn try_open<T: Transport>(
     driver: &mut impl Driver,
     options: &OpenOptions,
 ) -> Result<Set, ImageError> {
-    let files = Files::new(Stage::begin(core).await?, options);
-    let (disk, set) = open_over(driver, files).await?;
-    driver.resume(Some(disk));
-    Ok(set)
+    let mut files = Files::new(Stage::begin(core).await?, options);
+    match open_and_check(driver, &mut files).await {
+        Ok(disk) => {
+            let set = files.commit().await?;
+            driver.resume(Some(disk));
+            Ok(set)
+        }
+        Err(error) => Err(files.rollback().await.map_or(error, ImageError::Stash)),
+    }
 }
 
 /// Opens all files of an image again, out of the stash.
@@ -187,15 +192,28 @@ async fn try_reopen<T: Transport>(
     wanted: &Set,
 ) -> Result<Set, ImageError> {
     let stage = Stage::begin(core).await?;
-    let files = Files::reopened(stage, &wanted.members, &wanted.options).await?;
+    let mut files = Files::reopened(stage, &wanted.members, &wanted.options).await?;
     let mut resting = Resting { driver, disk: None };
-    if let Err(error) = resting.driver.quiesce().await {
-        files.rollback().await;
-        return Err(Step::Quiesce.failed()(error));
+    match quiesce_and_open(resting.driver, &mut files).await {
+        Ok(disk) => {
+            let set = files.commit().await?;
+            resting.disk = Some(disk);
+            Ok(set)
+        }
+        Err(error) => {
+            // The guest does not wait until the stash is as it was.
+            drop(resting);
+            Err(files.rollback().await.map_or(error, ImageError::Stash))
+        }
     }
-    let (disk, set) = open_over(resting.driver, files).await?;
-    resting.disk = Some(disk);
-    Ok(set)
+}
+
+async fn quiesce_and_open<D: Driver>(
+    driver: &mut D,
+    files: &mut Files<'_>,
+) -> Result<D::Disk, ImageError> {
+    driver.quiesce().await.map_err(Step::Quiesce.failed())?;
+    open_and_check(driver, files).await
 }
 
 /// A driver that is resumed whatever happens: with what was opened, or as before.
@@ -210,17 +228,7 @@ impl<D: Driver> Drop for Resting<'_, D> {
     }
 }
 
-/// Opens the image over files that are not final yet, tries it, and makes them final.
-async fn open_over<D: Driver>(
-    driver: &mut D,
-    mut files: Files<'_>,
-) -> Result<(D::Disk, Set), ImageError> {
-    match open_and_check(driver, &mut files).await {
-        Ok(disk) => Ok((disk, files.commit().await?)),
-        Err(error) => Err(files.rollback().await.map_or(error, ImageError::Stash)),
-    }
-}
-
+/// Opens the image over files that are not final yet, and tries it.
 async fn open_and_check<D: Driver>(
     driver: &mut D,
     files: &mut Files<'_>,

@@ -8,7 +8,7 @@ use std::{
 
 use fdstash_proto::{
     Call, Clash, Gift, Handed, MAX_DESCRIPTORS, Mode, Name, Pattern, Refusal, Reopening, Request,
-    Taking, Ticket,
+    Taking, Ticket, Verb,
     call::{self, write_get_info},
     reply::Expect,
 };
@@ -90,6 +90,11 @@ impl<'fd> Job<'fd> {
         Self::cheapest([Call::GetStatistics])
     }
 
+    pub(crate) fn explain_policy(uid: u32, gids: &[u32], verb: Verb, name: &Name) -> Self {
+        let (gids, name) = (gids.to_vec(), name.clone());
+        Self::cheapest([Call::ExplainPolicy { uid, gids, verb, name }])
+    }
+
     pub(crate) fn info() -> Self {
         let requests = vec![Request::GetInfo];
         Self { requests, ..Self::cheapest([]) }
@@ -111,7 +116,8 @@ impl<'fd> Job<'fd> {
                 | Call::Rollback
                 | Call::List { .. }
                 | Call::Watch { .. }
-                | Call::GetStatistics,
+                | Call::GetStatistics
+                | Call::ExplainPolicy { .. },
             )
             | Request::GetInfo
             | Request::GetInterfaceDescription(_) => false,
@@ -176,6 +182,7 @@ impl<'fd> Question<'fd> {
             Call::List { .. } => (Expect::Listed, Mode::More),
             Call::Watch { .. } => (Expect::Notice, Mode::More),
             Call::GetStatistics => (Expect::Statistics, Mode::Once),
+            Call::ExplainPolicy { .. } => (Expect::Explained, Mode::Once),
         };
         let asked = match &call {
             Call::Take { names, .. } => names.clone(),
@@ -189,7 +196,8 @@ impl<'fd> Question<'fd> {
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }
-            | Call::GetStatistics => Vec::new(),
+            | Call::GetStatistics
+            | Call::ExplainPolicy { .. } => Vec::new(),
         };
         Self { message: call::write(call, mode), due, in_parts: mode == Mode::More, asked }
     }

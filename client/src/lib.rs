@@ -69,8 +69,9 @@ mod tokio;
 mod transport;
 
 pub use fdstash_proto::{
-    Access, BadName, BadPattern, Change, Entry, Flags, Gift, Handed, Hangup, Info, Keeper, Kind,
-    Labels, Mirror, Name, Notice, Pattern, Peer, Refusal, Reopening, Share, Statistics,
+    Access, BadName, BadPattern, Change, Entry, Explanation, Flags, Gift, Handed, Hangup, Info,
+    Keeper, Kind, Labels, Mirror, Name, Notice, Pattern, Peer, Reason, Refusal, Reopening, Share,
+    Statistics, Verb, Verdict,
 };
 
 #[cfg(feature = "tokio")]

@@ -149,8 +149,8 @@ impl OpenOptions {
         self
     }
 
-    /// The most access a Reopen may give to what is newly stashed; without: the access it is opened
-    /// with.
+    /// The most access a Reopen may give to what is newly stashed. Without: reading and writing, where
+    /// that is this process's own right and the entry is not shared; else the access it is opened with.
     pub fn may_reopen(mut self, access: Access) -> Self {
         self.may_reopen = Some(access);
         self
@@ -193,7 +193,8 @@ impl OpenOptions {
         if let Some(name) = self.names.get(&path) {
             return Ok(name.clone());
         }
-        let name = format!("{}{}", self.prefix, spelled(&path));
+        let prefix = self.prefix.strip_suffix('/').unwrap_or(&self.prefix);
+        let name = format!("{prefix}{}", spelled(&path));
         Name::new(&name).map_err(|reason| Error::NoName { path, reason })
     }
 

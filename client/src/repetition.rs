@@ -4,7 +4,7 @@ use std::{
     array,
     hash::{BuildHasher, RandomState},
     process,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fdstash_proto::{Refusal, Ticket};
@@ -16,15 +16,23 @@ use crate::{Error, transport::Transport};
 /// something else ends the daemon again and again, has to come through.
 const PAUSES_MSEC: [u64; 16] = [0, 0, 1, 2, 4, 8, 15, 25, 40, 60, 90, 130, 200, 300, 450, 700];
 
+/// How long a name is tried for that somebody else holds: who opens the same file holds it for
+/// moments, but there may be many of them.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest pause between two tries. Longer ones would give way to whoever tries more often.
+const LONGEST_PAUSE: Duration = Duration::from_millis(8);
+
 /// One call, sent as often as it takes.
 pub(crate) struct Repetitions {
+    /// Since when a name is tried for, and the next pause.
+    held: Option<(Instant, Duration)>,
     pauses: array::IntoIter<u64, { PAUSES_MSEC.len() }>,
     is_in_doubt: bool,
 }
 
 impl Repetitions {
     pub(crate) fn new() -> Self {
-        Self { pauses: PAUSES_MSEC.into_iter(), is_in_doubt: false }
+        Self { held: None, pauses: PAUSES_MSEC.into_iter(), is_in_doubt: false }
     }
 
     /// Whether the call may have been carried out, and nobody here knows.
@@ -59,17 +67,36 @@ impl Repetitions {
     ///
     /// # Errors
     ///
-    /// What it fails with in the end: at once, unless all of it was undone with its connection.
+    /// What it fails with in the end: at once, unless all of it was undone with its connection, or
+    /// somebody else holds one of its names.
     pub(crate) async fn after_undone<T: Transport>(&mut self, error: Error) -> Result<(), Error> {
+        if is_held(&error) {
+            return self.after_held::<T>(error).await;
+        }
         if matches!(error, Error::ConnectionLost { may_be_done: true }) {
             return Err(error);
         }
         self.after::<T>(error).await
     }
 
+    async fn after_held<T: Transport>(&mut self, error: Error) -> Result<(), Error> {
+        let (since, pause) = self.held.unwrap_or((Instant::now(), Duration::from_millis(1)));
+        if since.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        self.held = Some((since, LONGEST_PAUSE.min(pause * 2)));
+        T::pause(pause).await;
+        Ok(())
+    }
+
     fn lost(&self) -> Error {
         Error::ConnectionLost { may_be_done: self.is_in_doubt }
     }
+}
+
+/// Whether somebody else has put a name to use since it was looked for, or does just now.
+fn is_held(error: &Error) -> bool {
+    matches!(error, Error::Refused(Refusal::Busy { .. } | Refusal::AlreadyExists { .. }))
 }
 
 /// Whether an error may be of the connection for a call, and so say nothing of the call's fate.
@@ -91,6 +118,7 @@ fn is_of_connecting(error: &Error) -> bool {
         | Error::NoName { .. }
         | Error::ReadOnly { .. }
         | Error::AnotherFile { .. }
+        | Error::Replaced { .. }
         | Error::Protocol(_) => false,
     }
 }

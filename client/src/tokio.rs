@@ -13,14 +13,15 @@ use std::{
 
 use ::tokio::{io::Interest, net::UnixStream, time};
 use fdstash_proto::{
-    Clash, Entry, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics, Taking,
+    Clash, Entry, Explanation, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics,
+    Taking, Verb,
     socket::{self, Received},
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{
     Error,
-    core::{Core, Staged, Watching, entries, handed, info, replaced, statistics},
+    core::{Core, Staged, Watching, entries, explained, handed, info, replaced, statistics},
     default_socket,
     job::Job,
     repetition::Repetitions,
@@ -207,6 +208,21 @@ impl Client {
     /// Any [`Error`] of the connection.
     pub async fn statistics(&mut self) -> Result<Statistics, Error> {
         self.0.run(&Job::statistics()).await.and_then(statistics)
+    }
+
+    /// Asks what the policy says to a user who is in these groups, and why. It takes root.
+    ///
+    /// # Errors
+    ///
+    /// PermissionDenied to others, and any [`Error`] of the connection.
+    pub async fn explain_policy(
+        &mut self,
+        uid: u32,
+        gids: &[u32],
+        verb: Verb,
+        name: &Name,
+    ) -> Result<Explanation, Error> {
+        self.0.run(&Job::explain_policy(uid, gids, verb, name)).await.and_then(explained)
     }
 
     /// Asks the daemon what it is.

@@ -39,13 +39,21 @@ fn the_words_of_give_come_to_a_gift() {
     ];
 
     for (words, expected) in table {
-        let (output, heard) = asked(&[&["give", "disk"], words].concat(), given());
+        let (output, heard) = asked(&[&["give", "disk", "--fd", "0"], words].concat(), given());
 
         assert_eq!(output.status.code(), Some(0), "{words:?}");
         let Call::Give { gifts, .. } = heard else { panic!("{heard:?}") };
         let gifts: Vec<_> = gifts.into_iter().map(|gift| gift.map(drop)).collect();
         assert_eq!(gifts, [expected], "{words:?}");
     }
+}
+
+#[test]
+fn a_standard_input_from_which_nothing_comes_is_not_given_by_mistake() {
+    let output = command(&["give", "disk"]).output().unwrap();
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("name a FILE"), "{output:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use fdstash_stash::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
-use crate::systemd::capacity;
+use crate::{policy, systemd::capacity};
 
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
@@ -40,7 +40,7 @@ const SPARE: usize = 64;
         fdstash status                              see whether it is there\n\n\
         Signals, to the first of its two processes:\n  \
         SIGTERM, SIGINT   end; what was given ends with it, except in systemd's store\n  \
-        SIGHUP            go on with the program that stands at its path now, with all that is kept"
+        SIGHUP            load the policy anew, and upgrade to the program that stands at its path now"
 )]
 pub(crate) struct Args {
     /// Where to listen, unless systemd passes a socket [default:
@@ -62,6 +62,16 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u64).range(1..))]
     patience: u64,
 
+    /// Who may do what, beside what a user may do to its own and root to all; and the files *.toml in
+    /// the directory of its name with .d instead of .toml [default: for root
+    /// /etc/fdstash/policy.toml and policy.d, if they are there; for others none]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+
+    /// Only say what the policy comes to, or what is wrong with it
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    check_policy: Option<Option<PathBuf>>,
+
     /// How much to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
@@ -81,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) socket: Option<PathBuf>,
     /// How much of everything there may be.
     pub(crate) limits: Limits,
+    /// Where the policy is.
+    pub(crate) policy: policy::Place,
     /// How long a client may leave a message half sent, or an answer unread.
     pub(crate) patience: Duration,
 }
@@ -94,6 +106,17 @@ impl Args {
             Level::Info => LevelFilter::INFO,
             Level::Debug => LevelFilter::DEBUG,
         }
+    }
+
+    /// Where the policy is.
+    pub(crate) fn policy(&self) -> policy::Place {
+        policy::Place::new(self.policy.clone())
+    }
+
+    /// Where the policy is that is to be checked, and nothing else done.
+    pub(crate) fn policy_to_check(&self) -> Option<policy::Place> {
+        let named = self.check_policy.clone()?.or_else(|| self.policy.clone());
+        Some(named.map_or_else(policy::Place::usual, policy::Place::Named))
     }
 
     /// Raises the limit on open files as far as it goes, and settles everything that depends on it.
@@ -111,8 +134,8 @@ impl Args {
         let spare = SPARE.min(places / 4);
         let entries = self.max_entries.unwrap_or(places - spare).min(places);
         let limits = Limits { entries, connections: self.max_connections, places };
-        let patience = Duration::from_secs(self.patience);
-        Ok(Config { socket: self.socket, limits, patience })
+        let (policy, patience) = (self.policy(), Duration::from_secs(self.patience));
+        Ok(Config { socket: self.socket, limits, policy, patience })
     }
 }
 

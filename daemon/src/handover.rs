@@ -351,8 +351,8 @@ impl Keeper {
     pub(crate) fn ask_for_upgrade(&self) {
         if self.is_spare || self.is_gone {
             tracing::warn!(
-                "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing until the \
-                 server has died too (kill -9 it: nothing is lost)"
+                "ignoring a SIGHUP: the keeper has died, and its spare upgrades nothing, and loads no \
+                 policy, until the server has died too (kill -9 it: nothing is lost)"
             );
         } else {
             self.signal(Signal::HUP);

@@ -68,7 +68,8 @@ pub(crate) fn facts(
     })
 }
 
-fn kind(file: &Statx) -> Kind {
+/// What kind of file it is.
+pub(crate) fn kind(file: &Statx) -> Kind {
     match FileType::from_raw_mode(file.stx_mode.into()) {
         FileType::RegularFile => Kind::Regular,
         FileType::Directory => Kind::Directory,
@@ -108,7 +109,7 @@ fn to_flags(flags: OFlags) -> Flags {
 
 /// Where the descriptor points, as `/proc` tells it; a path that is no UTF-8 is told as well as it
 /// can be.
-fn target(fd: BorrowedFd<'_>) -> Option<Box<str>> {
+pub(crate) fn target(fd: BorrowedFd<'_>) -> Option<Box<str>> {
     let link = readlink(proc_path(fd), Vec::new()).ok()?;
     Some(link.to_string_lossy().into())
 }

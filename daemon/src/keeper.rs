@@ -6,13 +6,15 @@
 //! are what (`tests/crash.rs`). The keeper itself does nothing but wait: it has one thread, opens
 //! nothing, and its memory is as clean as it was before the first server.
 //!
-//! On `SIGHUP` it makes way for the next version of the program: it has that look at the journal (a
-//! rehearsal), lets the server stop where it is, and execs. The server stays until the next one says
+//! On `SIGHUP` it makes way for the next version of the program: it has that look at the journal, and
+//! load the policy anew (a rehearsal), lets the server stop where it is, and execs. The server stays until the next one says
 //! that it has taken over (`handover.rs`), so that a program which does not start loses nothing.
+//!
+//! It is one file, since whatever happens to one of them decides what becomes of the other two.
 
 use std::{
     env, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -83,6 +85,8 @@ enum Upgrade {
     Rehearsing(Child, Instant),
     /// The server stops where it is.
     Draining(Instant),
+    /// There is none, but this version loads the policy anew.
+    Reloading(Child, Instant),
 }
 
 impl<'a> Keeper<'a> {
@@ -156,9 +160,10 @@ impl<'a> Keeper<'a> {
         match self.upgrade {
             Upgrade::None => patience,
             // The server says nothing of how far it has come.
-            Upgrade::Wanted | Upgrade::Rehearsing(..) | Upgrade::Draining(_) => {
-                patience.min(GLANCE)
-            }
+            Upgrade::Wanted
+            | Upgrade::Rehearsing(..)
+            | Upgrade::Draining(_)
+            | Upgrade::Reloading(..) => patience.min(GLANCE),
         }
     }
 
@@ -186,10 +191,16 @@ impl<'a> Keeper<'a> {
     fn has_ended(&mut self, pid: Pid, status: WaitStatus) -> Option<u8> {
         if self.server != Some(pid) {
             // A rehearsal that was given up, or the server of an earlier version.
-            if let Upgrade::Rehearsing(child, _) = &self.upgrade {
-                if Pid::from_child(child) == pid {
+            match &self.upgrade {
+                Upgrade::Rehearsing(child, _) if Pid::from_child(child) == pid => {
                     self.rehearsed(status);
                 }
+                Upgrade::Reloading(child, _) if Pid::from_child(child) == pid => self.reloaded(),
+                Upgrade::None
+                | Upgrade::Wanted
+                | Upgrade::Rehearsing(..)
+                | Upgrade::Draining(_)
+                | Upgrade::Reloading(..) => {}
             }
             return None;
         }
@@ -275,7 +286,7 @@ impl<'a> Keeper<'a> {
     fn end(&mut self) {
         self.is_ending = true;
         // Nor will there be a next version: the server, also one that has stopped for it, ends.
-        if let Upgrade::Rehearsing(child, _) = &mut self.upgrade {
+        if let Upgrade::Rehearsing(child, _) | Upgrade::Reloading(child, _) = &mut self.upgrade {
             let _ = child.kill();
         }
         if let Upgrade::Draining(_) = std::mem::replace(&mut self.upgrade, Upgrade::None) {
@@ -305,17 +316,37 @@ impl<'a> Keeper<'a> {
         if let Some(Err(error)) = told {
             tracing::warn!(%error, "telling the service manager of the upgrade failed");
         }
-        let (key, value) = lasting::rehearsal_of(&self.lasting.journal);
-        let mut command = Command::new(&self.program);
-        command.args(env::args_os().skip(1)).env(key, value).stdin(Stdio::null());
-        let journal = &self.lasting.journal;
         tracing::info!(program = %self.program.display(), "trying whether this could go on");
-        match process::leaving_open(&mut command, journal).spawn() {
+        match self.spawn(&self.program) {
             Ok(child) => {
                 self.upgrade = Upgrade::Rehearsing(child, Instant::now() + UPGRADE);
             }
-            Err(error) => self.stays(&format!("starting it: {error}")),
+            Err(error) => self.cannot(&format!("starting it: {error}")),
         }
+    }
+
+    /// Starts a program to rehearse.
+    fn spawn(&self, program: &Path) -> io::Result<Child> {
+        let (key, value) = self.lasting.rehearsal();
+        let mut command = Command::new(program);
+        command.args(env::args_os().skip(1)).env(key, value).stdin(Stdio::null());
+        process::leaving_open(&mut command, self.lasting.of_rehearsal()).spawn()
+    }
+
+    /// Gives up an upgrade to a program that cannot be the next version. Nor can it have loaded the
+    /// policy, then; so this version does, in a process of its own, since that may have to wait.
+    fn cannot(&mut self, why: &str) {
+        self.stays(why);
+        match self.spawn(Path::new("/proc/self/exe")) {
+            Ok(child) => self.upgrade = Upgrade::Reloading(child, Instant::now() + UPGRADE),
+            Err(error) => tracing::error!(%error, "loading the policy anew failed"),
+        }
+    }
+
+    /// Has the server go by what was loaded; if nothing was, somebody has said why.
+    fn reloaded(&mut self) {
+        self.upgrade = Upgrade::None;
+        self.tell(Wish::Serve);
     }
 
     fn rehearsed(&mut self, status: WaitStatus) {
@@ -323,11 +354,11 @@ impl<'a> Keeper<'a> {
             Some(code) if code == i32::from(lasting::COULD) => {
                 self.upgrade = Upgrade::Draining(Instant::now() + UPGRADE);
             }
-            Some(0) => self.stays("it is another program, or one from before there were upgrades"),
-            Some(code) => self.stays(&format!(
+            Some(0) => self.cannot("it is another program, or one from before there were upgrades"),
+            Some(code) => self.cannot(&format!(
                 "it ended with status {code} when it was tried, and has said why if it is fdstashd"
             )),
-            None => self.stays("it was killed when it was tried"),
+            None => self.cannot("it was killed when it was tried"),
         }
     }
 
@@ -346,6 +377,15 @@ impl<'a> Keeper<'a> {
                 if Instant::now() > *until {
                     let _ = child.kill();
                     self.stays("it did not say in time whether it could go on");
+                }
+            }
+            Upgrade::Reloading(child, until) => {
+                if Instant::now() > *until {
+                    tracing::error!(
+                        "the policy did not load in time, the rules before stay in force"
+                    );
+                    let _ = child.kill();
+                    self.reloaded();
                 }
             }
             Upgrade::Draining(until) => {

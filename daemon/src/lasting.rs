@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     inherited::{Inherited, number, set_survives_exec},
     journal,
     listen::{self, Place},
+    policy::{self, Policy},
     systemd::Notify,
 };
 
@@ -39,6 +40,8 @@ pub(crate) struct Lasting {
     /// The listening socket's place, where this daemon has made it.
     pub(crate) place: Option<Place>,
     pub(crate) journal: journal::Files,
+    /// The policy that is in force.
+    pub(crate) policy: policy::Kept,
     /// Whoever has started this daemon and wants to be told.
     pub(crate) manager: Option<Notify>,
     /// What the service manager had kept for an earlier daemon: its numbers when this one was started.
@@ -52,7 +55,7 @@ impl Lasting {
     ///
     /// # Errors
     ///
-    /// If there can be no socket or no journal.
+    /// If there can be no socket or no journal, or the policy cannot be loaded.
     pub(crate) fn new(
         passed: Option<OwnedFd>,
         stored: Vec<Number>,
@@ -60,6 +63,9 @@ impl Lasting {
     ) -> Result<Self> {
         // Before the socket, which would stay behind.
         let journal = journal::create().context("making a journal")?;
+        let policy = policy::Kept::create().context("keeping the policy")?;
+        let (read, _) = Policy::from_files(&config.policy).context("loading the policy")?;
+        policy.store(&read).context("keeping the policy")?;
         let (listener, place) = match passed {
             Some(listener) => {
                 tracing::info!("serving the socket that was passed");
@@ -72,7 +78,8 @@ impl Lasting {
                 (listener.into(), Some(place))
             }
         };
-        Ok(Self { listener, place, journal, manager: Notify::from_env()?, stored, baton: None })
+        let manager = Notify::from_env()?;
+        Ok(Self { listener, place, journal, policy, manager, stored, baton: None })
     }
 
     /// What an earlier version of this program has left for this one, if there was one.
@@ -87,14 +94,16 @@ impl Lasting {
         else {
             bail!("{KEPT} does not have the numbers that it should");
         };
-        let [Some(first_life), Some(next_life), Some(most_bundles)] = stored[..] else {
-            bail!("{KEPT} does not tell what is stored");
+        let [Some(first_life), Some(next_life), Some(most_bundles), Some(rules), Some(before)] =
+            stored[..]
+        else {
+            bail!("{KEPT} does not tell what is stored, and which rules are in force");
         };
         let [first_life, next_life, most_bundles] =
             [first_life, next_life, most_bundles].map(u64::from);
         heart.set_stored(Stored { first_life, next_life, most_bundles });
-        let open = [Some(listener), Some(one), Some(other), baton, lock];
-        let mut inherited = Inherited::from_before(open.into_iter().flatten());
+        let open = [listener, one, other, rules, before].map(Some).into_iter().chain([baton, lock]);
+        let mut inherited = Inherited::from_before(open.flatten());
         let mut claim = |number| -> Result<OwnedFd> {
             inherited.claim(number).with_context(|| format!("{KEPT}: {number} is not there"))
         };
@@ -109,6 +118,7 @@ impl Lasting {
             listener: claim(listener)?,
             place,
             journal: [claim(one)?, claim(other)?],
+            policy: policy::Kept::from_before([claim(rules)?, claim(before)?]),
             manager: Notify::from_env()?,
             stored: Vec::new(),
             baton: baton.map(claim).transpose()?,
@@ -124,7 +134,8 @@ impl Lasting {
         let Stored { first_life, next_life, most_bundles } = stored;
         let counts = [first_life, next_life, most_bundles]
             .map(|count| Some(Number::try_from(count).unwrap_or(Number::MAX)));
-        (KEPT.into(), to_text(&[open.as_slice(), &counts].concat()))
+        let policy = self.policy.fds().map(|fd| Some(number(fd)));
+        (KEPT.into(), to_text(&[open.as_slice(), &counts, &policy].concat()))
     }
 
     /// Leaves all of it open for the program that this one becomes.
@@ -149,35 +160,46 @@ impl Lasting {
         self.fds().map(number).chain(self.baton.as_ref().map(number))
     }
 
-    /// The listening socket, the journal, and the lock of the place.
-    fn fds(&self) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
+    /// The listening socket, the journal, the policy, and the lock of the place.
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let lock = self.place.iter().map(|place| place.lock());
         let [one, other] = &self.journal;
-        [&self.listener, one, other].into_iter().map(AsFd::as_fd).chain(lock)
+        let of_all = [&self.listener, one, other].into_iter().map(AsFd::as_fd);
+        of_all.chain(self.policy.fds()).chain(lock)
     }
 }
 
-/// What says to a program that it shall only see whether it could go on with a journal.
-pub(crate) fn rehearsal_of(journal: &journal::Files) -> (OsString, OsString) {
-    (REHEARSAL.into(), to_text(&journal.each_ref().map(|file| Some(number(file)))))
+impl Lasting {
+    /// What a rehearsal needs: the journal, and the policy.
+    pub(crate) fn of_rehearsal(&self) -> [BorrowedFd<'_>; 4] {
+        let ([one, other], [rules, before]) = (&self.journal, self.policy.fds());
+        [one.as_fd(), other.as_fd(), rules, before]
+    }
+
+    /// What says to a program that it shall only see whether it could go on.
+    pub(crate) fn rehearsal(&self) -> (OsString, OsString) {
+        (REHEARSAL.into(), to_text(&self.of_rehearsal().map(|fd| Some(number(fd)))))
+    }
 }
 
-/// Sees whether this program could go on with the journal of an earlier one, if that is all it was
-/// started for.
+/// Loads the policy anew, and sees whether this program could go on with the journal of an earlier one,
+/// if that is all it was started for.
 ///
 /// # Errors
 ///
-/// If it could not.
-pub(crate) fn rehearse() -> Result<bool> {
+/// If it could not. A policy that cannot be loaded keeps nobody from going on: there is the one before.
+pub(crate) fn rehearse(policy: &policy::Place) -> Result<bool> {
     let Some(numbers) = env::var_os(REHEARSAL) else { return Ok(false) };
     let numbers = to_numbers(&numbers)?;
     let mut inherited = Inherited::from_before(numbers.iter().flatten().copied());
     let numbers = numbers.into_iter().flatten();
     let files: Vec<_> = numbers.filter_map(|number| inherited.claim(number)).collect();
-    let Ok(files) = <journal::Files>::try_from(files) else {
-        bail!("{REHEARSAL}: not two numbers")
+    let Ok([one, other, rules, before]) = <[OwnedFd; 4]>::try_from(files) else {
+        bail!("{REHEARSAL}: not four numbers")
     };
-    journal::read(&files, drop).context("reading the journal of the version that runs")?;
+    policy::reload(policy, &policy::Kept::from_before([rules, before]))
+        .context("reading the rules that are in force")?;
+    journal::read(&[one, other], drop).context("reading the journal of the version that runs")?;
     Ok(true)
 }
 

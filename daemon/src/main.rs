@@ -25,6 +25,8 @@ mod mirror;
 mod open;
 mod peer;
 mod perform;
+mod place;
+mod policy;
 mod polled;
 mod process;
 mod reminder;
@@ -38,7 +40,11 @@ mod steps;
 mod store;
 mod systemd;
 
-use std::{io::IsTerminal, panic, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    panic,
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -68,6 +74,9 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     abort_on_panic();
+    if let Some(place) = args.policy_to_check() {
+        return check_policy(&place);
+    }
     match keep(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -77,9 +86,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says what a policy comes to, or what is wrong with it.
+fn check_policy(place: &policy::Place) -> ExitCode {
+    let (said, code) = match policy::check(place) {
+        Ok(said) => (std::io::stdout().write_all(said.as_bytes()), ExitCode::SUCCESS),
+        Err(error) => (writeln!(std::io::stderr(), "fdstashd: {error:#}"), ExitCode::FAILURE),
+    };
+    // Nobody reads it who has gone.
+    said.map_or(ExitCode::FAILURE, |()| code)
+}
+
 /// Keeps servers, each in a process of its own, until the daemon ends.
 fn keep(args: Args) -> Result<u8> {
-    if lasting::rehearse()? {
+    if lasting::rehearse(&args.policy())? {
         return Ok(lasting::COULD);
     }
     // First of all, while the numbers that were passed are surely still what they were.

@@ -1,4 +1,5 @@
-//! Opening files anew through `/proc/self/fd`: the very file, whatever its path is called today.
+//! Opening files anew through `/proc/self/fd`: the very file, whatever its path is called today, or what
+//! was found at a place.
 //!
 //! Runs on the blocking pool, since an open may wait for a server that is dead. Everything that is
 //! opened is close-on-exec, is never truncated or created, and is proved to be the file that was
@@ -22,7 +23,8 @@ use crate::{
     closer::Closer,
     descriptor::Descriptor,
     errno,
-    inspect::{DSYNC, facts, identity, is_hung_up, look, proc_path},
+    inspect::{DSYNC, facts, identity, is_hung_up, look, proc_path, target},
+    place::{self, Found},
     steps::step,
 };
 
@@ -60,16 +62,22 @@ fn open_each(
     opening: &Opening<Descriptor>,
     closer: &Closer,
 ) -> Result<Vec<Inspected<Descriptor>>, Failed> {
-    let held = look_before(opening)?;
+    // Once: what is kept and what is handed out are the same file.
+    let found = find(opening)?;
+    let (source, target) = match &found {
+        Some(Found { fd, kind }) => (Source { fd: fd.as_fd(), kind: *kind }, target(fd.as_fd())),
+        None => {
+            let source = Source { fd: opening.fd.as_fd(), kind: opening.facts.kind };
+            (source, opening.facts.target.clone())
+        }
+    };
+    let held = look_before(opening, source)?;
     let open_one = |access| {
         step("before an open");
-        let (fd, file) = match &opening.rights {
-            Rights::Daemon => open_file(opening, access, &held)?,
-            Rights::Peer(who) => open_as(who, opening, access, &held)?,
-        };
+        let (fd, file) = with(&opening.rights, || open_file(opening, source, access, &held))?;
         step("after an open");
         let fd = Descriptor::new(fd, closer);
-        let facts = facts(fd.as_fd(), &file, opening.facts.target.clone())?;
+        let facts = facts(fd.as_fd(), &file, target.clone())?;
         Ok(Inspected { fd, facts })
     };
     let opened = opening.wanted().map(open_one).collect::<Result<Vec<_>, Failed>>()?;
@@ -80,16 +88,42 @@ fn open_each(
     Ok(opened)
 }
 
+/// The file that is opened.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    fd: BorrowedFd<'a>,
+    kind: Kind,
+}
+
+/// What stands at the place that an opening is of, if it is of one.
+fn find(opening: &Opening<Descriptor>) -> Result<Option<Found>, Failed> {
+    let Some(place) = &opening.place else { return Ok(None) };
+    let found = with(&opening.rights, || Ok(place::find(place, opening.facts.kind)));
+    match found? {
+        Err(errno @ Errno::XDEV) => {
+            let verdict = "the path leads out of the directory that the policy names";
+            Err(Failed::because(errno, verdict))
+        }
+        Err(errno @ Errno::OPNOTSUPP) => {
+            let verdict = "what stands there is no plain file, no block device and not of the kind of \
+                           what is kept";
+            Err(Failed::because(errno, verdict))
+        }
+        found => Ok(Some(found?)),
+    }
+}
+
 /// What is held, if it is something to open again.
-fn look_before(opening: &Opening<Descriptor>) -> Result<Statx, Failed> {
-    let held = look(opening.fd.as_fd())?;
-    if opening.facts.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
+fn look_before(opening: &Opening<Descriptor>, source: Source<'_>) -> Result<Statx, Failed> {
+    let held = look(source.fd)?;
+    if source.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
         let verdict = "opening this device again would make another one";
         return Err(Failed::because(Errno::OPNOTSUPP, verdict));
     }
-    if opening.facts.kind == Kind::Regular
-        && opening.rights == Rights::Daemon
-        && goes_by_its_opener(opening.fd.as_fd())?
+    // What stands at a path is opened by this process, whoever's rights it has.
+    if source.kind == Kind::Regular
+        && (opening.rights == Rights::Daemon || opening.place.is_some())
+        && goes_by_its_opener(source.fd)?
     {
         let verdict = "what this file of the kernel gives goes by who opens it";
         return Err(Failed::because(Errno::OPNOTSUPP, verdict));
@@ -99,16 +133,17 @@ fn look_before(opening: &Opening<Descriptor>) -> Result<Statx, Failed> {
 
 fn open_file(
     opening: &Opening<Descriptor>,
+    source: Source<'_>,
     access: Access,
     held: &Statx,
 ) -> Result<(OwnedFd, Statx), Failed> {
     let wanted = to_oflags(access, opening.flags);
     // The open of a pipe's end would wait for the other one, and that of a terminal for its line.
-    let hurried = matches!(opening.facts.kind, Kind::Fifo | Kind::Character)
+    let hurried = matches!(source.kind, Kind::Fifo | Kind::Character)
         && access != Access::Path
         && !wanted.contains(OFlags::NONBLOCK);
     let flags = if hurried { wanted | OFlags::NONBLOCK } else { wanted };
-    let fd = open(proc_path(opening.fd.as_fd()), flags, Mode::empty())?;
+    let fd = open(proc_path(source.fd), flags, Mode::empty())?;
     let opened = look(fd.as_fd())?;
     if identity(&opened) != identity(held) {
         let verdict = "what was opened is not the file that is kept";
@@ -116,7 +151,7 @@ fn open_file(
     }
     // A terminal's next user takes it back from those before (vhangup), who shall not have it again.
     // Asked after the open: what is hung up later is so for both.
-    if opening.facts.kind == Kind::Character && is_hung_up(opening.fd.as_fd()) {
+    if source.kind == Kind::Character && is_hung_up(source.fd) {
         return Err(Errno::IO.into());
     }
     if hurried {
@@ -125,21 +160,30 @@ fn open_file(
     Ok((fd, opened))
 }
 
+/// Opens with rights and no others.
+fn with<T: Send>(
+    rights: &Rights,
+    open: impl FnOnce() -> Result<T, Failed> + Send,
+) -> Result<T, Failed> {
+    match rights {
+        Rights::Daemon => open(),
+        Rights::Peer(who) => open_as(who, open),
+    }
+}
+
 /// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and then
 /// ends. Where the daemon is nobody special, it can be its own user and no other.
 ///
 /// There is no [`Descriptor`] on that thread: the end of one may add a thread to the pool, and that
 /// would have the peer's rights too, for all that it opens later.
-fn open_as(
+fn open_as<T: Send>(
     who: &Who,
-    opening: &Opening<Descriptor>,
-    access: Access,
-    held: &Statx,
-) -> Result<(OwnedFd, Statx), Failed> {
+    open: impl FnOnce() -> Result<T, Failed> + Send,
+) -> Result<T, Failed> {
     let peer = who.peer;
     let own = geteuid();
     if !own.is_root() && own.as_raw() == peer.uid {
-        return open_file(opening, access, held);
+        return open();
     }
     thread::scope(|scope| {
         let opener = thread::Builder::new().spawn_scoped(scope, || {
@@ -150,7 +194,7 @@ fn open_as(
             // Only the effective one: whoever has the real or the saved one may send the thread a
             // signal, and so end the daemon.
             set_thread_res_uid(None, uid, None)?;
-            open_file(opening, access, held)
+            open()
         });
         opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or_else(|_| Err(Errno::IO.into()))
     })
@@ -217,6 +261,11 @@ fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFai
         (_, _) if failed.verdict.is_some() => failed.verdict.unwrap_or_default().to_owned(),
         (Errno::NXIO, _) if matches!(kind, Kind::Socket | Kind::Anonymous | Kind::Character) => {
             format!("a {} of this sort cannot be opened again, only shared", kind.as_str())
+        }
+        (Errno::ROFS, _) if opening.place.is_some() => {
+            format!(
+                "{meaning} for the daemon, unless its unit names the directory in ReadWritePaths="
+            )
         }
         (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
         (Errno::PERM | Errno::ACCESS, Rights::Peer(who)) => {

@@ -7,7 +7,7 @@ use std::{
     ffi::{CString, OsStr, OsString},
     io, mem,
     os::{
-        fd::AsFd,
+        fd::BorrowedFd,
         unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::Path,
@@ -18,24 +18,20 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
-use crate::{inherited::set_survives_exec, journal, lasting};
+use crate::{inherited::set_survives_exec, lasting};
 
 /// The signals that a keeper waits for.
 const AWAITED: [Signal; 5] = [Signal::CHILD, Signal::HUP, Signal::TERM, Signal::INT, Signal::USR1];
 
-/// Lets a program that is to be started have a journal of this process.
+/// Lets a program that is to be started have descriptors of this process.
 #[expect(unsafe_code, reason = "only the child may leave it open")]
 pub(crate) fn leaving_open<'a>(
     command: &'a mut Command,
-    files: &'static journal::Files,
+    fds: [BorrowedFd<'static>; 4],
 ) -> &'a mut Command {
-    // SAFETY: what is called in the child is one system call for each of two descriptors, which this
+    // SAFETY: what is called in the child is one system call for each descriptor, which this
     // process never closes; and the child has a table of its own.
-    unsafe {
-        command.pre_exec(|| {
-            files.iter().map(AsFd::as_fd).try_for_each(|fd| set_survives_exec(fd, true))
-        })
-    }
+    unsafe { command.pre_exec(move || fds.iter().try_for_each(|fd| set_survives_exec(fd, true))) }
 }
 
 /// Has signals do what they do by themselves, whatever whoever started this program has made of them:

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
 use fdstash_stash::{
-    ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Stash, Who,
+    ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash, Who,
 };
 use tokio::{
     runtime::Handle,
@@ -36,6 +36,7 @@ use crate::{
     journal::Journal,
     lasting::Lasting,
     mirror::Old,
+    policy,
     reminder::Reminder,
     restore::{Restored, rewrite},
     seat::{Scratch, Seat},
@@ -59,6 +60,8 @@ pub(crate) enum Input {
     Disconnected(ConnectionId),
     /// An entry has hung up.
     HungUp(EntryId),
+    /// Other rules are in force.
+    Rules(Rules),
     /// Something is due.
     Tick,
 }
@@ -82,6 +85,8 @@ pub(crate) struct Daemon {
     alarm_at: Option<u64>,
     pub(crate) mirror: Option<DaemonsMirror>,
     status: Status,
+    /// The generation of the rules that it goes by.
+    rules_of: u64,
     places: usize,
     patience: Duration,
     /// Wakes who waits for the last connection to end.
@@ -119,6 +124,7 @@ impl Daemon {
             alarm_at: None,
             mirror: None,
             status,
+            rules_of: 0,
             places: config.limits.places,
             patience: config.patience,
             all_gone: Rc::default(),
@@ -136,6 +142,7 @@ impl Daemon {
             );
         }
         daemon.borrow_mut().perform(effects);
+        daemon.borrow_mut().load_rules(&lasting.policy);
         for connected in connections {
             Connection::resume(&daemon, connected);
         }
@@ -203,6 +210,7 @@ impl Daemon {
                     self.stash.disconnect(by, now)
                 }
                 Input::HungUp(id) => self.stash.hung_up(id, now),
+                Input::Rules(rules) => self.stash.set_rules(rules),
                 Input::Tick => {
                     // The alarm that rang is off.
                     self.alarm_at = None;
@@ -227,6 +235,24 @@ impl Daemon {
     fn count(&self) {
         let (entries, connections) = (self.stash.count(), self.seats.len());
         self.status.set(Figures { entries, connections });
+    }
+
+    /// Goes by the rules that were loaded last.
+    pub(crate) fn load_rules(&mut self, kept: &policy::Kept) {
+        let generation = kept.generation();
+        if generation == self.rules_of {
+            return;
+        }
+        match kept.rules() {
+            Ok(rules) => {
+                let (allow, reserve) = (rules.allow.len(), rules.reserve.len());
+                tracing::debug!(allow, reserve, generation, "the policy is in force");
+                self.rules_of = generation;
+                self.handle(Input::Rules(rules));
+            }
+            // Whoever could load none, has none: they give, and what they keep is not given away.
+            Err(error) => tracing::error!("the policy that was loaded cannot be read: {error:#}"),
+        }
     }
 
     /// Gives a connection a seat, or says why there is none.

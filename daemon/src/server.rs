@@ -100,6 +100,7 @@ async fn serve(
         match signals.next(&mut keeper).await {
             Event::End => break,
             Event::Look if heart.wish() == Wish::Drain => {
+                daemon.borrow_mut().load_rules(&lasting.policy);
                 door.close().await;
                 systemd::progress(manager, "Making way for the next version.").await;
                 handover::hand_over(&daemon, heart, &mut keeper, &mut signals).await;
@@ -110,7 +111,10 @@ async fn serve(
                 systemd::stays(manager).await;
             }
             // What it wished before has come to nothing.
-            Event::Look => systemd::stays(manager).await,
+            Event::Look => {
+                daemon.borrow_mut().load_rules(&lasting.policy);
+                systemd::stays(manager).await;
+            }
             Event::Upgrade => keeper.ask_for_upgrade(),
             Event::KeeperGone => keeper.replace(lasting, heart).await,
             Event::KeeperHangs => keeper.kill(),

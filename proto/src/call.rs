@@ -15,7 +15,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     Access, INTERFACE_NAME, Labels, MAX_DESCRIPTORS, Name, Pattern, Refusal, SERVICE_NAME, Share,
-    Ticket,
+    Ticket, Verb,
     codec::{Frame, Hangup, Supply},
 };
 
@@ -73,6 +73,17 @@ pub enum Call<F> {
     },
     /// Show the figures.
     GetStatistics,
+    /// Tell what the policy says to somebody.
+    ExplainPolicy {
+        /// To whom.
+        uid: u32,
+        /// Who is in these groups.
+        gids: Vec<u32>,
+        /// What it wants.
+        verb: Verb,
+        /// Of which entry.
+        name: Name,
+    },
 }
 
 impl<F> Call<F> {
@@ -89,7 +100,8 @@ impl<F> Call<F> {
             | Self::Rollback
             | Self::List { .. }
             | Self::Watch { .. }
-            | Self::GetStatistics => None,
+            | Self::GetStatistics
+            | Self::ExplainPolicy { .. } => None,
         }
     }
 
@@ -122,6 +134,9 @@ impl<F> Call<F> {
             Self::List { pattern } => Call::List { pattern },
             Self::Watch { pattern } => Call::Watch { pattern },
             Self::GetStatistics => Call::GetStatistics,
+            Self::ExplainPolicy { uid, gids, verb, name } => {
+                Call::ExplainPolicy { uid, gids, verb, name }
+            }
         })
     }
 }
@@ -384,6 +399,10 @@ fn understand_plain<F>(
         "List" => Call::List { pattern: pattern(parameters)? },
         "Watch" => Call::Watch { pattern: pattern(parameters)? },
         "GetStatistics" => parse::<NoneWire>(parameters).map(|NoneWire {}| Call::GetStatistics)?,
+        "ExplainPolicy" => {
+            let ExplainWire { uid, gids, verb, name: text } = parse_borrowed(parameters)?;
+            Call::ExplainPolicy { uid, gids, verb, name: name(&text)? }
+        }
         _ => return Err(method_not_found(full)),
     };
     Ok(Request::Stash(call))
@@ -640,6 +659,9 @@ pub fn write<F>(call: Call<F>, mode: Mode) -> Frame<F> {
         Call::List { pattern } => ("List", pattern_to_wire(&pattern)),
         Call::Watch { pattern } => ("Watch", pattern_to_wire(&pattern)),
         Call::GetStatistics => ("GetStatistics", to_value(&NoneWire {})),
+        Call::ExplainPolicy { uid, gids, verb, name } => ("ExplainPolicy", {
+            to_value(&ExplainWire { uid, gids, verb, name: Cow::Borrowed(name.as_str()) })
+        }),
     };
     let frame = frame(&format!("{INTERFACE_NAME}.{method}"), &parameters, mode);
     Frame { bytes: frame, fds }
@@ -735,6 +757,15 @@ where
 {
     let word = Option::<Cow<'_, str>>::deserialize(deserializer)?;
     word.map(|word| T::deserialize(word.into_deserializer())).transpose()
+}
+
+/// The same where there must be one.
+fn one_word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    T::deserialize(Cow::<'_, str>::deserialize(deserializer)?.into_deserializer())
 }
 
 #[derive(Deserialize)]
@@ -901,6 +932,17 @@ impl ReopeningWire {
 struct PatternWire {
     #[serde(skip_serializing_if = "Option::is_none")]
     pattern: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainWire<'a> {
+    uid: u32,
+    gids: Vec<u32>,
+    #[serde(deserialize_with = "one_word")]
+    verb: Verb,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
 }
 
 #[derive(Serialize, Deserialize)]

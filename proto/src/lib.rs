@@ -17,6 +17,7 @@ pub mod call;
 mod codec;
 mod name;
 mod pattern;
+mod policy;
 #[cfg(feature = "proptest")]
 pub mod proptest;
 pub mod reply;
@@ -28,6 +29,7 @@ pub use call::{Call, Clash, Gift, Incoming, Mode, Reopening, Request, Taking};
 pub use codec::{Frame, Hangup, Inbox, MAX_MESSAGE, Outbox};
 pub use name::{BadName, Name};
 pub use pattern::{BadPattern, Pattern};
+pub use policy::{Explanation, Reason, Verb, Verdict};
 pub use reply::{Handed, Info, Mirror, Notice, Refusal, Reply, Statistics};
 pub use terms::{Access, Change, Entry, Flags, Keeper, Kind, Labels, Peer, Share};
 pub use ticket::{BadTicket, Ticket};

@@ -3,8 +3,9 @@
 use proptest::{collection, option, prelude::*, sample};
 
 use crate::{
-    Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Info, Keeper, Kind, Labels, Mirror,
-    Name, Notice, Pattern, Peer, Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
+    Access, Call, Change, Clash, Entry, Explanation, Flags, Gift, Handed, Info, Keeper, Kind,
+    Labels, Mirror, Name, Notice, Pattern, Peer, Reason, Refusal, Reopening, Reply, Share,
+    Statistics, Taking, Ticket, Verdict,
 };
 
 /// Any name.
@@ -159,6 +160,7 @@ pub fn reply() -> impl Strategy<Value = Reply<()>> {
         2 => collection::vec(entry(), 0..3).prop_map(Reply::Listed),
         2 => notice().prop_map(Reply::Notice),
         1 => statistics().prop_map(Reply::Statistics),
+        1 => explanation().prop_map(Reply::Explained),
         1 => "[0-9.]{1,8}".prop_map(|version| Reply::Info(Info::of_fdstash(&version))),
         1 => "[ -~\n]{0,40}".prop_map(Reply::Description),
     ]
@@ -236,6 +238,16 @@ fn statistics() -> impl Strategy<Value = Statistics> {
                 behind_usec: count(5),
             }),
         }
+    })
+}
+
+fn explanation() -> impl Strategy<Value = Explanation> {
+    let verdicts = vec![Verdict::Allowed, Verdict::Denied, Verdict::Hidden];
+    let reasons = vec![Reason::Root, Reason::Allow, Reason::Reserve, Reason::Nothing];
+    let rule = option::of(("[ -~]{1,20}", any::<u32>()));
+    (sample::select(verdicts), sample::select(reasons), rule).prop_map(|(verdict, reason, rule)| {
+        let (file, line) = rule.unzip();
+        Explanation { verdict, reason, file, line }
     })
 }
 

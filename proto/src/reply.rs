@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    Access, Change, Entry, Flags, INTERFACE_NAME, Keeper, Kind, Labels, Name, Peer, SERVICE_NAME,
+    Access, Change, Entry, Explanation, Flags, INTERFACE_NAME, Keeper, Kind, Labels, Name, Peer,
+    SERVICE_NAME,
     call::{Object, to_value},
     codec::{Frame, Hangup, Supply},
 };
@@ -31,6 +32,8 @@ pub enum Reply<F> {
     Notice(Notice),
     /// To GetStatistics.
     Statistics(Statistics),
+    /// To ExplainPolicy.
+    Explained(Explanation),
     /// To GetInfo.
     Info(Info),
     /// To GetInterfaceDescription.
@@ -279,6 +282,8 @@ pub enum Expect {
     Notice,
     /// [`Reply::Statistics`].
     Statistics,
+    /// [`Reply::Explained`].
+    Explained,
     /// [`Reply::Info`].
     Info,
     /// [`Reply::Description`].
@@ -375,6 +380,7 @@ fn reply_to_wire<F>(reply: Reply<F>, fds: &mut Vec<F>) -> ParametersWire {
         }),
         Reply::Notice(notice) => ParametersWire::Notice(notice.into()),
         Reply::Statistics(statistics) => ParametersWire::Statistics(statistics),
+        Reply::Explained(explanation) => ParametersWire::Explained(explanation),
         Reply::Info(info) => ParametersWire::Info(info),
         Reply::Description(description) => {
             ParametersWire::Description(DescriptionWire { description })
@@ -404,6 +410,7 @@ fn reply_from_wire<F>(parameters: &str, due: Expect, supply: &mut Supply<F>) -> 
             NoticeWire { .. } => return None,
         }),
         Expect::Statistics => Reply::Statistics(parse(parameters)?),
+        Expect::Explained => Reply::Explained(parse(parameters)?),
         Expect::Info => Reply::Info(parse(parameters)?),
         Expect::Description => {
             let DescriptionWire { description } = parse(parameters)?;
@@ -522,6 +529,7 @@ enum ParametersWire {
     Listed(ListedWire),
     Notice(NoticeWire),
     Statistics(Statistics),
+    Explained(Explanation),
     Info(Info),
     Description(DescriptionWire),
 }

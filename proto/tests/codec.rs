@@ -777,6 +777,9 @@ fn numbered(call: Call<()>, tokens: &mut impl Iterator<Item = u32>) -> Call<u32>
         Call::List { pattern } => Call::List { pattern },
         Call::Watch { pattern } => Call::Watch { pattern },
         Call::GetStatistics => Call::GetStatistics,
+        Call::ExplainPolicy { uid, gids, verb, name } => {
+            Call::ExplainPolicy { uid, gids, verb, name }
+        }
     }
 }
 
@@ -802,6 +805,7 @@ fn numbered_answer(
         Reply::Listed(entries) => Reply::Listed(entries),
         Reply::Notice(notice) => Reply::Notice(notice),
         Reply::Statistics(statistics) => Reply::Statistics(statistics),
+        Reply::Explained(explanation) => Reply::Explained(explanation),
         Reply::Info(info) => Reply::Info(info),
         Reply::Description(description) => Reply::Description(description),
     });
@@ -825,6 +829,7 @@ fn expect(answer: &Answer<u32>) -> Expect {
         Ok(Reply::Listed(_)) => Expect::Listed,
         Ok(Reply::Notice(_)) => Expect::Notice,
         Ok(Reply::Statistics(_)) => Expect::Statistics,
+        Ok(Reply::Explained(_)) => Expect::Explained,
         Ok(Reply::Info(_)) => Expect::Info,
         Ok(Reply::Description(_)) => Expect::Description,
     }
@@ -838,6 +843,7 @@ fn due() -> impl Strategy<Value = Expect> {
         Expect::Listed,
         Expect::Notice,
         Expect::Statistics,
+        Expect::Explained,
         Expect::Info,
         Expect::Description,
     ])

@@ -8,10 +8,10 @@ mod idl;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fdstash_proto::{
-    Access, Call, Change, Clash, Entry, Flags, Gift, Handed, Hangup, INTERFACE, INTERFACE_NAME,
-    Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mirror, Mode, Name, Notice,
-    Pattern, Peer, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME, Share, Statistics,
-    Taking, Ticket, call,
+    Access, Call, Change, Clash, Entry, Explanation, Flags, Gift, Handed, Hangup, INTERFACE,
+    INTERFACE_NAME, Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mirror, Mode,
+    Name, Notice, Pattern, Peer, Reason, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME,
+    Share, Statistics, Taking, Ticket, Verb, Verdict, call,
     reply::{self, Answer, Expect, Refused},
 };
 use idl::{Field, Interface, Type};
@@ -541,6 +541,7 @@ fn method_of(request: &Request<u32>) -> String {
                 Call::List { .. } => "List",
                 Call::Watch { .. } => "Watch",
                 Call::GetStatistics => "GetStatistics",
+                Call::ExplainPolicy { .. } => "ExplainPolicy",
             },
         ),
         Request::GetInfo => (SERVICE_NAME, "GetInfo"),
@@ -599,6 +600,8 @@ fn every_call() -> Vec<Call<u32>> {
         Call::Watch { pattern: Pattern::all() },
         Call::Watch { pattern: pattern() },
         Call::GetStatistics,
+        Call::ExplainPolicy { uid: 0, gids: vec![], verb: Verb::Give, name: name("a") },
+        Call::ExplainPolicy { uid: 1, gids: vec![2, 3], verb: Verb::ReopenByPath, name: name("a") },
     ]
 }
 
@@ -629,6 +632,18 @@ fn replies_to(method: &str) -> (Expect, Vec<Reply<u32>>) {
         "GetStatistics" => {
             let statistics = every_keeper().into_iter().map(statistics);
             (Expect::Statistics, statistics.map(Reply::Statistics).collect())
+        }
+        "ExplainPolicy" => {
+            let bare = Explanation {
+                verdict: Verdict::Hidden,
+                reason: Reason::Nothing,
+                file: None,
+                line: None,
+            };
+            let (verdict, reason) = (Verdict::Denied, Reason::Reserve);
+            let (file, line) = (Some("policy.toml".into()), Some(7));
+            let full = Explanation { verdict, reason, file, line };
+            (Expect::Explained, [bare, full].map(Reply::Explained).into())
         }
         "GetInfo" => (Expect::Info, vec![Reply::Info(Info::of_fdstash("1.2.3"))]),
         "GetInterfaceDescription" => {

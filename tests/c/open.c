@@ -82,6 +82,27 @@ static void what_management_has_given_is_found_by_its_path(void)
     FAILS(fdstash_take("vm7/disk0"), ENOENT, "vm7/disk0");
 }
 
+static void what_others_have_put_there_is_not_closed(void)
+{
+    char name[4096];
+    int file, other, kept;
+    CHECK(getcwd(name, sizeof name - 10) != NULL);
+    strcat(name, "/mine");
+    file = fdstash_open("mine", O_RDWR | O_CREAT, 0600);
+    other = make("theirs", "theirs");
+    CHECK(fdstash_give(name, other) == 0);
+
+    FAILS(fdstash_close(file), ESTALE, "keeps another file by now");
+    CHECK(is_open(file));
+    kept = fdstash_take(name);
+    CHECK(kept >= 0 && same_file(kept, other));
+    close(kept);
+    close(other);
+
+    /* Where it is gone, there is nothing to forget. */
+    CHECK(fdstash_close(file) == 0);
+}
+
 static void any_path_has_a_name(void)
 {
     int first, second, kept;
@@ -126,6 +147,7 @@ int main(void)
     a_file_is_made_and_found_in_the_stash();
     more_access_is_had_by_whom_the_file_gives_it();
     what_management_has_given_is_found_by_its_path();
+    what_others_have_put_there_is_not_closed();
     any_path_has_a_name();
     what_cannot_be_is_refused();
 

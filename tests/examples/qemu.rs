@@ -72,18 +72,18 @@ fn is_interrupted() -> bool {
 fn watch_signals() -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
-    let [mut interrupt, mut terminate, mut hangup] =
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
-            .map(|kind| signal(kind).ok());
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut quit = signal(SignalKind::quit())?;
     drop(entered);
     thread::spawn(move || {
         runtime.block_on(async {
-            let signals = [&mut interrupt, &mut terminate, &mut hangup].map(Option::as_mut);
-            let [Some(interrupt), Some(terminate), Some(hangup)] = signals else { return };
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
+                _ = quit.recv() => {}
             }
             INTERRUPTED.store(true, Ordering::Relaxed);
             // Others come and go.

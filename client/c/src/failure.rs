@@ -106,7 +106,7 @@ fn of_stash(error: &Error) -> c_int {
         Error::Ambiguous { .. } => libc::ENOTUNIQ,
         Error::NoName { .. } => libc::ENAMETOOLONG,
         Error::ReadOnly { .. } => libc::EROFS,
-        Error::AnotherFile { .. } => libc::ESTALE,
+        Error::AnotherFile { .. } | Error::Replaced { .. } => libc::ESTALE,
         // What a later version of the library knows beside these is of no use to C either.
         Error::UnknownRefusal { .. } | Error::Protocol(_) | _ => libc::EPROTO,
     }

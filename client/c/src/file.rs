@@ -4,12 +4,12 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    thread,
+    slice, thread,
     time::{Duration, Instant},
 };
 
 use fdstash::{
-    Access, Error, OpenOptions, Refusal,
+    Access, Error, OpenOptions, Pattern, Refusal,
     blocking::{Client, File},
 };
 use libc::{c_int, mode_t};
@@ -23,11 +23,9 @@ use crate::{
 /// What every descriptor is opened with, or what changes nothing on this machine.
 const IMPLIED: c_int = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_LARGEFILE;
 
-/// How long a name that another holds is tried for: others that open the same file hold it for moments,
-/// but there may be many of them.
+/// How long a name that another holds is tried for before it is closed, and the pause between two tries.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest pause between two tries. Longer ones would give way to whoever tries more often.
-const PAUSE: Duration = Duration::from_millis(8);
+const PAUSE: Duration = Duration::from_millis(4);
 
 /// Opens a file, out of the stash if it is there.
 pub(crate) fn open(path: &Path, flags: c_int, mode: mode_t) -> Result<(OwnedFd, Opened), Failure> {
@@ -38,66 +36,51 @@ pub(crate) fn open(path: &Path, flags: c_int, mode: mode_t) -> Result<(OwnedFd, 
         }
         options = options.create(mode);
     }
-    let file = patiently(|| session::with(|stash| open_with(stash, path, &options)))?;
+    let file = session::with(|stash| Ok(File::open(stash, path, &options)?))?;
     let opened = Opened { name: file.name().clone(), identity: identity(&file)? };
     Ok((file.into(), opened))
-}
-
-/// So that it can be opened for reading and writing later, if that is this user's right; the daemon
-/// refuses to keep it so where it is not.
-fn open_with(stash: &mut Client, path: &Path, options: &OpenOptions) -> Result<File, Failure> {
-    if options.access() != Access::ReadWrite {
-        let widely = options.clone().may_reopen(Access::ReadWrite);
-        match File::open(stash, path, &widely) {
-            Err(Error::Refused(_)) => {}
-            outcome => return Ok(outcome?),
-        }
-    }
-    Ok(File::open(stash, path, options)?)
 }
 
 /// Opens again the very file that a descriptor refers to.
 pub(crate) fn reopen(number: c_int, fd: BorrowedFd<'_>, flags: c_int) -> Result<OwnedFd, Failure> {
     let options = options(flags)?;
     let opened = kept_of(number, fd)?;
-    let open = |stash: &mut Client| Ok(File::open_kept(stash, &opened.name, &options)?);
-    let file = patiently(|| session::with(open))?;
+    let file = session::with(|stash| Ok(File::open_kept(stash, &opened.name, &options)?))?;
     if identity(&file)? != opened.identity {
         return Err(Failure::AnotherFile { name: opened.name });
     }
     Ok(file.into())
 }
 
-/// Does again what another process's opening of the same file stood against, which holds its name for
-/// as long as that takes. The calls of other threads are not held up meanwhile.
-fn patiently<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    let begun = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let outcome = call();
-        let is_held = matches!(
-            outcome,
-            Err(Failure::Stash(Error::Refused(
-                Refusal::Busy { .. } | Refusal::AlreadyExists { .. }
-            )))
-        );
-        if !is_held || begun.elapsed() > PATIENCE {
-            return outcome;
-        }
-        thread::sleep(pause);
-        pause = PAUSE.min(pause * 2);
-    }
-}
-
 /// Has the stash forget the file that a descriptor refers to.
 pub(crate) fn forget(number: c_int, fd: BorrowedFd<'_>) -> Result<(), Failure> {
     let opened = kept_of(number, fd)?;
-    let names = [opened.name];
-    let closed = patiently(|| session::with(|stash| Ok(stash.close(&names)?)));
-    match closed {
-        Err(Failure::Stash(Error::Refused(Refusal::NotFound { .. }))) => Ok(()),
-        outcome => outcome,
+    let begun = Instant::now();
+    loop {
+        match session::with(|stash| forget_in(stash, &opened)) {
+            Err(Failure::Stash(Error::Refused(Refusal::NotFound { .. }))) => return Ok(()),
+            // Others that open the same file hold its name for moments.
+            Err(Failure::Stash(Error::Refused(Refusal::Busy { .. })))
+                if begun.elapsed() < PATIENCE =>
+            {
+                thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
+}
+
+/// Others may have put another file there, which this process has no business to close.
+fn forget_in(stash: &mut Client, opened: &Opened) -> Result<(), Failure> {
+    let Opened { name, identity } = opened;
+    // A name can have a '*' in it, and so match more than itself.
+    let pattern = Pattern::new(name.as_str()).unwrap_or_else(|_| Pattern::all());
+    let listed = stash.list(&pattern)?;
+    let Some(entry) = listed.into_iter().find(|entry| entry.name == *name) else { return Ok(()) };
+    if (entry.device, entry.inode) != *identity {
+        return Err(Failure::AnotherFile { name: name.clone() });
+    }
+    Ok(stash.close(slice::from_ref(name))?)
 }
 
 /// What a number was noted for, if it is still that.

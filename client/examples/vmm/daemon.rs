@@ -16,7 +16,7 @@ use std::{
 use fdstash::blocking::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     iterator::Signals,
 };
 
@@ -134,7 +134,7 @@ pub(crate) fn note(child: &Child) {
 /// Leaves neither processes nor these folders behind when the demonstration is ended in its middle.
 pub(crate) fn clean_up_when_interrupted(folders: &[&Path]) -> Outcome<()> {
     let folders: Vec<_> = folders.iter().map(|folder| folder.to_path_buf()).collect();
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
         for pid in &*STARTED.lock().unwrap_or_else(PoisonError::into_inner) {

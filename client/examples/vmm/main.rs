@@ -77,7 +77,9 @@ fn main() -> ExitCode {
 }
 
 fn demonstrate(args: &Args) -> Outcome<()> {
-    let folder = tempfile::Builder::new().prefix("fdstash-vmm-").tempdir_in(&args.dir)?;
+    // As the kernel will tell the paths of its files.
+    let dir = args.dir.canonicalize()?;
+    let folder = tempfile::Builder::new().prefix("fdstash-vmm-").tempdir_in(dir)?;
     let runtime = tempfile::Builder::new().prefix("fdstash-vmm-").tempdir()?;
     daemon::clean_up_when_interrupted(&[folder.path(), runtime.path()])?;
     let mut show = Show::begin(args, folder.path(), runtime.path())?;

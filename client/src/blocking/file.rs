@@ -62,7 +62,7 @@ impl File {
     ///
     /// As [`File::reopen`].
     pub fn rotate(&mut self, client: &mut Client) -> Result<bool, Error> {
-        let opened = now(file::rotate(&mut client.0, self.set(), self))?;
+        let opened = now(file::rotate(&mut client.0, self.set()))?;
         let is_another = opened.is_some();
         if let Some(opened) = opened {
             self.swap(opened);

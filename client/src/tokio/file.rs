@@ -66,7 +66,7 @@ impl File {
     ///
     /// As [`File::reopen`].
     pub async fn rotate(&mut self, client: &mut Client) -> Result<bool, Error> {
-        let opened = file::rotate(&mut client.0, self.set(), self).await?;
+        let opened = file::rotate(&mut client.0, self.set()).await?;
         let is_another = opened.is_some();
         if let Some(opened) = opened {
             self.swap(opened);

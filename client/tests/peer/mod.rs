@@ -230,6 +230,7 @@ impl Line {
             Call::List { pattern } => format!("List {}", pattern.as_str()),
             Call::Watch { pattern } => format!("Watch {}", pattern.as_str()),
             Call::GetStatistics => "GetStatistics".into(),
+            Call::ExplainPolicy { name, .. } => format!("ExplainPolicy {name}"),
         }
     }
 }

@@ -21,6 +21,13 @@ pub struct Facts {
     pub target: Option<Box<str>>,
 }
 
+impl Facts {
+    /// Whether both are of one file.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
 /// A descriptor and what is known of it. Owns `fd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspected<F> {

@@ -77,6 +77,10 @@ impl<F> Stash<F> {
         let client = self.client(by)?;
         let (mut openings, mut fresh) = (Vec::new(), Vec::new());
         for (at, gift) in gifts.iter().enumerate() {
+            // First of all, so that it tells nothing of what is there.
+            if self.rules.keep_from(&client.who, &gift.name).is_some() {
+                return Err(reopen::denied(&gift.name, Verb::Give));
+            }
             let Inspected { fd, facts } = &gift.fd;
             if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
                 if clash == Clash::Refuse {

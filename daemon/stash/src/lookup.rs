@@ -1,10 +1,14 @@
-//! What a connection finds under a name: what it may see, if it may do so, and if no other holds it.
+//! What a connection finds under a name: what it may see, if it may do so, and if no other holds it; and
+//! the rules that say so.
 
 use std::{ops::Bound, sync::Arc};
 
-use fdstash_proto::{Entry, Name, Pattern, Peer, Refusal};
+use fdstash_proto::{Entry, Explanation, Name, Pattern, Peer, Refusal};
 
-use crate::{ConnectionId, Kept, Stash, Verb, Verdict, entry::Slot, judge, reopen, stash::Client};
+use crate::{
+    Because, ConnectionId, Effects, Kept, Rules, Stash, Verb, Verdict, Who, entry::Slot, explain,
+    judge, reopen, stash::Client,
+};
 
 /// An entry for a List, and its descriptor, lent, to see which flags have drifted.
 #[derive(Debug)]
@@ -16,6 +20,15 @@ pub struct Listed<F> {
 }
 
 impl<F> Stash<F> {
+    /// Has these rules decide from here on who may do what, on connections that there are as well. What
+    /// is under way was allowed when it was asked for; who waits for what it may have now, gets it.
+    pub fn set_rules(&mut self, rules: Rules) -> Effects<F> {
+        let mut effects = Effects::new();
+        self.rules = rules;
+        self.try_all_again(&mut effects);
+        effects
+    }
+
     /// The next entries that a connection may know of, in the order of their names, at most `most`,
     /// and after which name to go on, if there may be more.
     #[must_use]
@@ -40,7 +53,7 @@ impl<F> Stash<F> {
             .filter(|(name, _)| pattern.matches(name));
         for (name, slot) in matching {
             let Some(kept) = slot.view(by) else { continue };
-            if judge(&client.who, Verb::List, &kept.details) != Verdict::Allowed {
+            if judge(&self.rules, &client.who, Verb::List, &kept.details) != Verdict::Allowed {
                 continue;
             }
             let entry = kept.details.show(self.holder(slot));
@@ -50,6 +63,27 @@ impl<F> Stash<F> {
             }
         }
         (listed, None)
+    }
+
+    /// Says to root what the rules say to somebody of what everybody sees under a name.
+    pub(crate) fn explain(
+        &self,
+        by: ConnectionId,
+        uid: u32,
+        gids: &[u32],
+        verb: Verb,
+        name: &Name,
+    ) -> Result<Explanation, Refusal> {
+        if self.client(by)?.who.peer.uid != 0 {
+            return Err(Refusal::PermissionDenied);
+        }
+        let gid = gids.first().copied().unwrap_or(u32::MAX);
+        let who = Who { peer: Peer { uid, gid, pid: 0 }, groups: gids.into() };
+        let kept = self.slots.get(name).and_then(|slot| slot.kept.as_ref());
+        let details = kept.map(|kept| &*kept.details);
+        let (verdict, Because { reason, rule }) = explain(&self.rules, &who, verb, name, details);
+        let file = rule.map(|rule| rule.file.to_string());
+        Ok(Explanation { verdict, reason, file, line: rule.map(|rule| rule.line) })
     }
 
     /// Who a connection is.
@@ -95,7 +129,8 @@ impl<F> Stash<F> {
     /// since what shall be kept is not open yet or has gone again, its holder's user knows.
     fn knows_of(&self, by: ConnectionId, slot: &Slot<F>, held_by: Peer) -> Result<bool, Refusal> {
         let who = &self.client(by)?.who;
-        let is_known = |kept: &Kept<F>| judge(who, Verb::List, &kept.details) != Verdict::Hidden;
+        let is_known =
+            |kept: &Kept<F>| judge(&self.rules, who, Verb::List, &kept.details) != Verdict::Hidden;
         if slot.all().next().is_none() {
             return Ok(who.peer.uid == 0 || who.peer.uid == held_by.uid);
         }
@@ -108,7 +143,7 @@ impl<F> Stash<F> {
         verb: Verb,
         kept: &Kept<F>,
     ) -> Result<(), Refusal> {
-        match judge(&client.who, verb, &kept.details) {
+        match judge(&self.rules, &client.who, verb, &kept.details) {
             Verdict::Allowed => Ok(()),
             // A name that is taken cannot be given; that much its next giver must be told.
             Verdict::Hidden if verb == Verb::Give => Err(reopen::denied(&kept.details.name, verb)),

@@ -10,7 +10,7 @@ use crate::{
     Stash, Verb,
     entry::Then,
     give::Accepted,
-    reopen,
+    reopen::{self, denied},
     stash::{Room, Unfinished, answer},
     weight::weight_of_gift,
 };
@@ -36,20 +36,25 @@ impl<F> Stash<F> {
         places: usize,
         effects: &mut Effects<F>,
     ) {
-        let room = Room { places, bytes: self.weight_for(&purpose) };
+        let room = Room { places, bytes: self.weight_for(&purpose, &openings) };
         self.counts.held += room.places;
         self.counts.bytes_promised += room.bytes;
         self.wait_for(by, Unfinished::Opening(purpose, room));
         effects.push(Effect::Open { by, openings });
     }
 
-    fn weight_for(&self, purpose: &Purpose<F>) -> usize {
+    fn weight_for(&self, purpose: &Purpose<F>, openings: &[Opening<F>]) -> usize {
         match purpose {
             Purpose::Give(accepted) => {
                 accepted.iter().map(|accepted| weight_of_gift(&accepted.gift)).sum()
             }
             Purpose::Copy(..) => 0,
-            Purpose::Reopen(names, _) => names.iter().map(|name| self.weight_under(name)).sum(),
+            Purpose::Reopen(..) => {
+                let weight = |opening: &Opening<F>| {
+                    self.weight_reopened(&opening.name, opening.place.is_some())
+                };
+                openings.iter().map(weight).sum()
+            }
         }
     }
 
@@ -96,11 +101,14 @@ impl<F> Stash<F> {
     ) -> Result<(Vec<Opening<F>>, usize), Refusal> {
         let client = self.client(by)?;
         let plan_one = |wanted: &Reopening| {
-            let Kept { fd, details } = self.existing(by, &wanted.name, Verb::Reopen)?;
-            if wanted.path.is_some() {
-                self.existing(by, &wanted.name, Verb::ReopenByPath)?;
-            }
-            reopen::plan(&client.who, details, fd, wanted)
+            let Some(path) = &wanted.path else {
+                let Kept { fd, details } = self.existing(by, &wanted.name, Verb::Reopen)?;
+                return reopen::plan(&client.who, details, fd, wanted, None);
+            };
+            let Kept { fd, details } = self.existing(by, &wanted.name, Verb::ReopenByPath)?;
+            let place = self.rules.place(&client.who, &wanted.name, path);
+            let place = place.ok_or_else(|| denied(&wanted.name, Verb::ReopenByPath))?;
+            reopen::plan(&client.who, details, fd, wanted, Some(place))
         };
         let openings = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
         let room = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
@@ -178,7 +186,8 @@ impl<F> Stash<F> {
         self.release(by, newly, effects, now);
     }
 
-    /// What an entry becomes by a Reopen: all stays but the descriptor and what it can do.
+    /// What an entry becomes by a Reopen: all stays but the descriptor and what it can do, and by path
+    /// which file it is.
     fn successor(
         &mut self,
         by: ConnectionId,
@@ -187,7 +196,10 @@ impl<F> Stash<F> {
     ) -> Option<Kept<F>> {
         let id = self.next_entry();
         let old = &self.view(by, name)?.details;
-        let facts = Facts { target: old.facts.target.clone(), ..opened.facts };
+        let is_same = old.facts.is_same_file(&opened.facts);
+        // The way to the same file is the one that its giver had.
+        let target = if is_same { old.facts.target.clone() } else { opened.facts.target };
+        let facts = Facts { target, ..opened.facts };
         let details = Details { id, facts, ..Details::clone(old) };
         Some(Kept { fd: opened.fd, details: Arc::new(details) })
     }

@@ -1,8 +1,9 @@
-//! Who may do what to an entry. Asked before the stash is touched; default deny.
+//! Who may do what: what the interface grants to givers, to those whom they share with and to root, and
+//! beside that the rules of a policy. Asked before the stash is touched; default deny.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use fdstash_proto::Peer;
+use fdstash_proto::{Name, Pattern, Peer, Reason, Verb, Verdict};
 
 use crate::Details;
 
@@ -15,149 +16,211 @@ pub struct Who {
     pub groups: Arc<[u32]>,
 }
 
-/// What somebody wants of an entry.
+/// The rules of a policy: none, unless somebody says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Who may do what, beside those whom the interface lets.
+    pub allow: Vec<Allow>,
+    /// Which names not everybody may give.
+    pub reserve: Vec<Reserve>,
+}
+
+/// Gives somebody verbs on names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// To whom.
+    pub whom: Whom,
+    /// On which names.
+    pub names: Vec<Pattern>,
+    /// What they may do.
+    pub verbs: BTreeSet<Verb>,
+    /// Below which directories a Reopen by path may open, as absolute paths.
+    pub below: Vec<Box<str>>,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// Keeps names for somebody: nobody else but root may give them, be they free or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserve {
+    /// For whom.
+    pub whom: Whom,
+    /// Which names.
+    pub names: Vec<Pattern>,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// Users and groups, by number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whom {
+    /// These users.
+    pub users: BTreeSet<u32>,
+    /// Whoever is in one of these groups, as its primary one or as another.
+    pub groups: BTreeSet<u32>,
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// In which file.
+    pub file: Arc<str>,
+    /// In which line of it, counted from 1.
+    pub line: u32,
+}
+
+/// What a verdict comes from, with the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    /// Put another in its place.
-    Give,
-    /// Have it, and end the stash's hold.
-    Take,
-    /// Have it as well.
-    Copy,
-    /// End the stash's hold.
-    Close,
-    /// Have its file opened anew.
-    Reopen,
-    /// Have another file opened in its place, by path.
-    ReopenByPath,
-    /// Know of it.
-    List,
+pub struct Because<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// Where the rule stands that decides, if one does.
+    pub rule: Option<&'a Origin>,
 }
 
-impl Verb {
-    /// The word that AccessDenied has for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Give => "give",
-            Self::Take => "take",
-            Self::Copy => "copy",
-            Self::Close => "close",
-            Self::Reopen => "reopen",
-            Self::ReopenByPath => "reopen by path",
-            Self::List => "list",
-        }
-    }
-}
-
-/// What [`judge`] says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may.
-    Allowed,
-    /// It may not do this, but may know of the entry.
-    Denied,
-    /// For this peer there is no such entry.
-    Hidden,
-}
-
-/// Whether somebody may do something to an entry: its giver's user, root, and those whom the giver
-/// shares it with, may do everything; for others it does not exist. To put another in its place is
-/// to close it, so that whoever may close may do that too. Opening by path is nobody's until a
-/// policy names directories.
+/// Whether somebody may do something to an entry. Its giver's user, root, and those whom the giver
+/// shares it with, may do everything but open by path; that, and what others may do, the rules say. To
+/// put another in its place is to close it, so that whoever may close as a giver may do that too. For
+/// whom there is no right at all, the entry does not exist.
+///
+/// What [`Rules::keep_from`] says comes on top.
 #[must_use]
-pub fn judge(who: &Who, verb: Verb, entry: &Details) -> Verdict {
-    let peer = &who.peer;
-    let shares = |gid: &u32| *gid == peer.gid || who.groups.contains(gid);
-    let known = peer.uid == 0
-        || peer.uid == entry.giver.uid
-        || entry.share.uids.contains(&peer.uid)
-        || entry.share.gids.iter().any(shares);
-    match (known, verb) {
-        (false, _) => Verdict::Hidden,
-        (true, Verb::ReopenByPath) => Verdict::Denied,
-        (true, Verb::Give | Verb::Take | Verb::Copy | Verb::Close | Verb::Reopen | Verb::List) => {
-            Verdict::Allowed
+pub fn judge(rules: &Rules, who: &Who, verb: Verb, entry: &Details) -> Verdict {
+    weigh(rules, who, verb, &entry.name, Some(entry)).0
+}
+
+/// What is to be said to somebody who wants to do something under a name where this is kept, or
+/// nothing, and why.
+#[must_use]
+pub fn explain<'a>(
+    rules: &'a Rules,
+    who: &Who,
+    verb: Verb,
+    name: &Name,
+    entry: Option<&Details>,
+) -> (Verdict, Because<'a>) {
+    if verb == Verb::Give {
+        if let Some(origin) = rules.keep_from(who, name) {
+            return (Verdict::Denied, by(Reason::Reserve, origin));
         }
+        if entry.is_none() {
+            let rule = rules.reserve.iter().find(|rule| rule.concerns(name));
+            let because = match rule {
+                _ if is_root(who) => Reason::Root.into(),
+                Some(rule) => by(Reason::Reserve, &rule.origin),
+                None => Reason::Free.into(),
+            };
+            return (Verdict::Allowed, because);
+        }
+    }
+    weigh(rules, who, verb, name, entry)
+}
+
+fn weigh<'a>(
+    rules: &'a Rules,
+    who: &Who,
+    verb: Verb,
+    name: &Name,
+    entry: Option<&Details>,
+) -> (Verdict, Because<'a>) {
+    let granted = granted(who, entry);
+    let mut is_known = granted.is_some();
+    if let (Some(reason), true) = (granted, verb != Verb::ReopenByPath) {
+        return (Verdict::Allowed, reason.into());
+    }
+    for rule in rules.allow.iter().filter(|rule| rule.concerns(who, name)) {
+        if rule.verbs.contains(&verb) {
+            return (Verdict::Allowed, by(Reason::Allow, &rule.origin));
+        }
+        is_known |= !rule.verbs.is_empty();
+    }
+    (if is_known { Verdict::Denied } else { Verdict::Hidden }, Reason::Nothing.into())
+}
+
+fn by(reason: Reason, rule: &Origin) -> Because<'_> {
+    Because { reason, rule: Some(rule) }
+}
+
+impl From<Reason> for Because<'_> {
+    fn from(reason: Reason) -> Self {
+        Self { reason, rule: None }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use fdstash_proto::{Access, Flags, Kind, Labels, Name, Share};
+/// By what the interface grants everything to somebody, whatever the rules say.
+fn granted(who: &Who, entry: Option<&Details>) -> Option<Reason> {
+    if is_root(who) {
+        return Some(Reason::Root);
+    }
+    let entry = entry?;
+    if who.peer.uid == entry.giver.uid {
+        return Some(Reason::Giver);
+    }
+    let shares = |gid: &u32| who.is_in(*gid);
+    let is_shared = entry.share.uids.contains(&who.peer.uid) || entry.share.gids.iter().any(shares);
+    is_shared.then_some(Reason::Share)
+}
 
-    use super::*;
-    use crate::{EntryId, Facts};
+fn is_root(who: &Who) -> bool {
+    who.peer.uid == 0
+}
 
-    #[test]
-    fn whoever_may_know_of_an_entry_may_do_everything_but_open_by_path() {
-        use Verb::{Close, Copy, Give, List, Reopen, ReopenByPath, Take};
-        let entry = entry_of(1, Share { uids: vec![2], gids: vec![30, 31] });
+impl Who {
+    fn is_in(&self, gid: u32) -> bool {
+        gid == self.peer.gid || self.groups.contains(&gid)
+    }
+}
 
-        let known = [
-            ("root", who(0, 0, &[])),
-            ("its giver's user, in another group and process", who(1, 99, &[])),
-            ("a user that it is shared with", who(2, 99, &[])),
-            ("a primary group", who(3, 30, &[])),
-            ("a supplementary group", who(3, 99, &[98, 31])),
-        ];
-        let hidden = [
-            ("a stranger", who(3, 99, &[98])),
-            ("a user with the number of a group", who(30, 99, &[])),
-            ("a group with the number of the giver, of root and of a user", who(3, 1, &[0, 2])),
-        ];
+impl Whom {
+    /// Whether somebody is one of them. Asked for each rule, of whom it does not concern as a rule.
+    fn has(&self, who: &Who) -> bool {
+        self.users.contains(&who.peer.uid) || self.groups.iter().any(|gid| who.is_in(*gid))
+    }
+}
 
-        for verb in [Give, Take, Copy, Close, Reopen, List] {
-            for (what, who) in &known {
-                assert_eq!(judge(who, verb, &entry), Verdict::Allowed, "{what}, {verb:?}");
-            }
-            for (what, who) in &hidden {
-                assert_eq!(judge(who, verb, &entry), Verdict::Hidden, "{what}, {verb:?}");
-            }
+impl Allow {
+    fn concerns(&self, who: &Who, name: &Name) -> bool {
+        self.whom.has(who) && self.names.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+impl Reserve {
+    fn concerns(&self, name: &Name) -> bool {
+        self.names.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+impl Rules {
+    /// The rule that keeps a name for others than somebody, so that it may not give it.
+    #[must_use]
+    pub fn keep_from(&self, who: &Who, name: &Name) -> Option<&Origin> {
+        if is_root(who) {
+            return None;
         }
-        for (what, who) in &known {
-            assert_eq!(judge(who, ReopenByPath, &entry), Verdict::Denied, "{what}");
-        }
-        for (what, who) in &hidden {
-            assert_eq!(judge(who, ReopenByPath, &entry), Verdict::Hidden, "{what}");
-        }
+        let mut reserved = self.reserve.iter().filter(|rule| rule.concerns(name)).peekable();
+        let first = reserved.peek().map(|rule| &rule.origin);
+        if reserved.any(|rule| rule.whom.has(who)) { None } else { first }
     }
 
-    #[test]
-    fn an_entry_that_is_shared_with_nobody_is_its_givers_and_roots() {
-        let entry = entry_of(1, Share::default());
-
-        let verdicts = [0, 1, 2].map(|uid| judge(&who(uid, uid, &[]), Verb::Take, &entry));
-
-        assert_eq!(verdicts, [Verdict::Allowed, Verdict::Allowed, Verdict::Hidden]);
+    /// The directory below which a Reopen by somebody may open what stands at a path, and the way from
+    /// there: the widest of those that the rules name for it, since nothing leads out of one.
+    #[must_use]
+    pub(crate) fn place(&self, who: &Who, name: &Name, path: &str) -> Option<Place> {
+        let rules = self.allow.iter().filter(|rule| rule.verbs.contains(&Verb::ReopenByPath));
+        let below = rules.filter(|rule| rule.concerns(who, name)).flat_map(|rule| &rule.below);
+        let places = below.filter_map(|below| {
+            let rest = Path::new(path).strip_prefix(&**below).ok()?.to_str()?;
+            Some(Place { below: below.clone(), path: rest.into() })
+        });
+        places.min_by_key(|place| place.below.len())
     }
+}
 
-    fn who(uid: u32, gid: u32, groups: &[u32]) -> Who {
-        Who { peer: Peer { uid, gid, pid: 7 }, groups: groups.into() }
-    }
-
-    fn entry_of(uid: u32, share: Share) -> Details {
-        let facts = Facts {
-            kind: Kind::Regular,
-            access: Access::ReadWrite,
-            flags: Flags::NONE,
-            device: 1,
-            inode: 1,
-            target: None,
-        };
-        Details {
-            id: EntryId(1),
-            name: Name::new("disk").unwrap(),
-            facts,
-            may_reopen: Access::ReadWrite,
-            giver: Peer { uid, gid: 10, pid: 6 },
-            given_at_usec: 0,
-            expiry: None,
-            ephemeral_of: None,
-            close_on_hangup: false,
-            share,
-            labels: Labels::new(),
-            revision: 1,
-        }
-    }
+/// A place in the file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// An absolute path to a directory.
+    pub below: Box<str>,
+    /// The way from there, out of which nothing may lead.
+    pub path: Box<str>,
 }

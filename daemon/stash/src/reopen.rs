@@ -4,7 +4,7 @@ use std::{iter, sync::Arc};
 
 use fdstash_proto::{Access, Flags, Kind, Name, Refusal, Reopening};
 
-use crate::{Details, Facts, Verb, Who};
+use crate::{Details, Facts, Place, Verb, Who};
 
 /// One file to open anew, of which `fd` is lent.
 #[derive(Debug, Clone)]
@@ -13,7 +13,10 @@ pub struct Opening<F> {
     pub name: Name,
     /// The descriptor whose very file is to be opened.
     pub fd: Arc<F>,
-    /// What the file is known to be: what was opened must be the same device and inode.
+    /// Where another file stands that is to be opened in its place.
+    pub place: Option<Place>,
+    /// What the file is known to be: what was opened must be the same device and inode, but where it is
+    /// another's place.
     pub facts: Facts,
     /// For which access.
     pub access: Access,
@@ -57,7 +60,8 @@ pub struct OpenFailure {
 }
 
 /// How an entry's file is opened for a Reopen: once to keep and once to hand out, so that what is kept
-/// is lent to nobody, nor narrowed by whoever wants less.
+/// is lent to nobody, nor narrowed by whoever wants less. What stands at a place is opened with the
+/// peer's rights, however little it gives.
 ///
 /// # Errors
 ///
@@ -68,6 +72,7 @@ pub(crate) fn plan<F>(
     entry: &Details,
     fd: &Arc<F>,
     wanted: &Reopening,
+    place: Option<Place>,
 ) -> Result<Opening<F>, Refusal> {
     let facts = &entry.facts;
     let access = wanted.access.unwrap_or(facts.access);
@@ -94,10 +99,10 @@ pub(crate) fn plan<F>(
     let overwrites = changed.contains(Flags::APPEND) && !flags.contains(Flags::APPEND);
     // The kernel grants it to the file's owner alone, and the daemon may be more.
     let unseen = changed.contains(Flags::NOATIME) && flags.contains(Flags::NOATIME);
-    let more = widens || overwrites || unseen;
+    let more = widens || overwrites || unseen || place.is_some();
     let rights = if more { Rights::Peer(who.clone()) } else { Rights::Daemon };
     let hand_out = Some(hand_out);
-    Ok(Opening { access, flags, rights, hand_out, ..again(&entry.name, fd, facts, 1) })
+    Ok(Opening { access, flags, rights, hand_out, place, ..again(&entry.name, fd, facts, 1) })
 }
 
 /// How a file is opened once more as it is.
@@ -105,6 +110,7 @@ pub(crate) fn again<F>(name: &Name, fd: &Arc<F>, facts: &Facts, count: usize) ->
     Opening {
         name: name.clone(),
         fd: Arc::clone(fd),
+        place: None,
         facts: facts.clone(),
         access: facts.access,
         flags: facts.flags,
@@ -195,7 +201,7 @@ mod tests {
             let entry = entry(kind, has, may, Flags::NONE);
             let reopening = Reopening { access: wanted, ..reopening() };
 
-            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening);
+            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening, None);
 
             assert_eq!(came(plan), comes, "{kind:?} {has:?}, at most {may:?}, for {wanted:?}");
         }
@@ -236,7 +242,7 @@ mod tests {
         ] {
             let entry = entry(Kind::Regular, BOTH, BOTH, has);
 
-            let plan = plan(&peer(), &entry, &Arc::new(()), &wanted);
+            let plan = plan(&peer(), &entry, &Arc::new(()), &wanted, None);
 
             assert_eq!(came(plan), comes, "{has:?}, for {wanted:?}");
         }
@@ -246,7 +252,7 @@ mod tests {
     fn what_is_reopened_is_opened_once_to_keep_and_once_to_lend() {
         let entry = entry(Kind::Regular, BOTH, BOTH, Flags::NONE);
 
-        let opening = plan(&peer(), &entry, &Arc::new("disk"), &reopening()).unwrap();
+        let opening = plan(&peer(), &entry, &Arc::new("disk"), &reopening(), None).unwrap();
 
         assert_eq!(opening.wanted().collect::<Vec<_>>(), [BOTH, BOTH]);
         assert_eq!((*opening.fd, opening.facts), ("disk", entry.facts));
@@ -292,7 +298,7 @@ mod tests {
             let entry = entry(kind, has, may, Flags::NONE);
             let reopening = Reopening { access: wanted, hand_out, ..reopening() };
 
-            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening);
+            let plan = plan(&peer(), &entry, &Arc::new(()), &reopening, None);
 
             let case =
                 format!("{kind:?} {has:?}, at most {may:?}, for {wanted:?} and {hand_out:?}");
@@ -317,7 +323,7 @@ mod tests {
             ..reopening()
         };
 
-        let opening = plan(&peer(), &entry, &Arc::new(()), &wanted).unwrap();
+        let opening = plan(&peer(), &entry, &Arc::new(()), &wanted, None).unwrap();
 
         // Who could then overwrite with what is kept needs the right to it, whatever is handed out.
         assert_eq!(opening.wanted().collect::<Vec<_>>(), [BOTH, READ]);

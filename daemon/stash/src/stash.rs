@@ -15,7 +15,7 @@ use fdstash_proto::{
 };
 
 use crate::{
-    Effect, Effects, EntryId, Inspected, Now, OpenFailure, Verb, Who,
+    Effect, Effects, EntryId, Inspected, Now, OpenFailure, Rules, Verb, Who,
     entry::{Slot, Then},
     opening::Purpose,
     take::{Waiters, Waiting},
@@ -42,6 +42,7 @@ pub struct Limits {
 /// Which descriptors are kept under which names. Owns what it keeps, and lends it.
 pub struct Stash<F> {
     pub(crate) limits: Limits,
+    pub(crate) rules: Rules,
     pub(crate) keeper: Keeper,
     pub(crate) slots: BTreeMap<Name, Slot<F>>,
     pub(crate) clients: BTreeMap<ConnectionId, Client<F>>,
@@ -111,6 +112,7 @@ impl<F> Stash<F> {
     pub fn new(limits: Limits, keeper: Keeper) -> Self {
         Self {
             limits,
+            rules: Rules::default(),
             keeper,
             slots: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -189,6 +191,12 @@ impl<F> Stash<F> {
             }
             Call::GetStatistics => {
                 answer(by, Ok(Reply::Statistics(self.statistics())), &mut effects);
+            }
+            Call::ExplainPolicy { uid, gids, verb, name } => {
+                match self.explain(by, uid, &gids, verb, &name) {
+                    Ok(explained) => answer(by, Ok(Reply::Explained(explained)), &mut effects),
+                    Err(refusal) => self.refuse(by, refusal, Vec::new(), &mut effects),
+                }
             }
         }
         effects
@@ -338,19 +346,6 @@ impl<F> Stash<F> {
                 self.release(by, names, effects, now);
             }
             Err(refusal) => self.refuse(by, refusal, Vec::new(), effects),
-        }
-    }
-
-    fn end_transaction(&mut self, by: ConnectionId) -> Result<Vec<Name>, Refusal> {
-        match self.clients.get_mut(&by) {
-            Some(client) if client.in_transaction => {
-                client.in_transaction = false;
-                Ok(client.holds.iter().cloned().collect())
-            }
-            Some(_) | None => {
-                let reason = "no transaction is open on this connection".into();
-                Err(Refusal::TransactionState { reason })
-            }
         }
     }
 

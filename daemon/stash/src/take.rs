@@ -169,6 +169,14 @@ impl<F> Stash<F> {
         self.due.remove(&(waiting.until_boot_usec, Due::Wait(id)));
     }
 
+    /// Lets all who wait have another try, the longest waiting first.
+    pub(crate) fn try_all_again(&mut self, effects: &mut Effects<F>) {
+        let all: BTreeSet<_> = self.waiters.by_name.values().flatten().copied().collect();
+        for (_, id) in all {
+            self.try_again(id, effects);
+        }
+    }
+
     fn is_free(&self, name: &Name) -> bool {
         self.slots.get(name).is_some_and(|slot| slot.hold.is_none() && slot.kept.is_some())
     }

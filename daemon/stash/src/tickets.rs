@@ -174,7 +174,8 @@ impl<F> Stash<F> {
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }
-            | Call::GetStatistics => return Some(call),
+            | Call::GetStatistics
+            | Call::ExplainPolicy { .. } => return Some(call),
         };
         answer(by, Ok(reply), effects);
         close_all(unwanted.into_iter().map(|gift| Arc::new(gift.fd.fd)).collect(), effects);

@@ -3,7 +3,7 @@
 
 use std::{mem, sync::Arc};
 
-use fdstash_proto::{Change, Entry, Name, Reply};
+use fdstash_proto::{Change, Entry, Name, Refusal, Reply};
 
 use crate::{
     ConnectionId, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
@@ -122,6 +122,20 @@ impl<F> Stash<F> {
             answer(by, Ok(reply), effects);
         } else {
             self.settle(by, names, Some(reply), now, effects);
+        }
+    }
+
+    /// Ends a connection's transaction: what it holds is to be settled, or released.
+    pub(crate) fn end_transaction(&mut self, by: ConnectionId) -> Result<Vec<Name>, Refusal> {
+        match self.clients.get_mut(&by) {
+            Some(client) if client.in_transaction => {
+                client.in_transaction = false;
+                Ok(client.holds.iter().cloned().collect())
+            }
+            Some(_) | None => {
+                let reason = "no transaction is open on this connection".into();
+                Err(Refusal::TransactionState { reason })
+            }
         }
     }
 
@@ -356,7 +370,9 @@ impl<F> Stash<F> {
         let may_know = |id: &ConnectionId| {
             let who = self.clients.get(id).map(|client| &client.who);
             let knows = |details| {
-                who.is_some_and(|who| judge(who, Verb::List, details) == Verdict::Allowed)
+                who.is_some_and(|who| {
+                    judge(&self.rules, who, Verb::List, details) == Verdict::Allowed
+                })
             };
             knows(&kept.details) && !instead.as_deref().is_some_and(knows)
         };

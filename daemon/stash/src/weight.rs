@@ -1,7 +1,7 @@
 //! How many bytes it takes at most to write things down: so that room for the record of a call can be
 //! seen to before the call changes anything.
 
-use fdstash_proto::{Call, Gift, Labels, Name, Share};
+use fdstash_proto::{Call, Gift, Labels, Name, Reopening, Share};
 
 use crate::{Details, Done, Facts, Inspected, Stash};
 
@@ -17,6 +17,10 @@ const END: usize = 40;
 
 /// Room for the line of a call with a ticket that has changed nothing else.
 const CALL: usize = 160;
+
+/// Room for what a file that is not open yet will be said to stand at: a page, which is all that the
+/// kernel ever says, where every byte can become the three of a replacement character.
+const TARGET: usize = 3 * 4096;
 
 /// Bytes that the stash needs to be written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,8 +61,9 @@ impl<F> Stash<F> {
         match call {
             Call::Give { gifts, .. } => CALL + gifts.iter().map(weight_of_gift).sum::<usize>(),
             Call::Reopen { reopenings } => {
-                let names = reopenings.iter().map(|reopening| &reopening.name);
-                names.map(|name| self.weight_under(name)).sum()
+                let weight =
+                    |wanted: &Reopening| self.weight_reopened(&wanted.name, wanted.path.is_some());
+                reopenings.iter().map(weight).sum()
             }
             Call::Close { .. } | Call::Commit { .. } => CALL,
             Call::Take { .. }
@@ -66,8 +71,14 @@ impl<F> Stash<F> {
             | Call::Rollback
             | Call::List { .. }
             | Call::Watch { .. }
-            | Call::GetStatistics => 0,
+            | Call::GetStatistics
+            | Call::ExplainPolicy { .. } => 0,
         }
+    }
+
+    /// What becomes of a name by a Reopen, at most.
+    pub(crate) fn weight_reopened(&self, name: &Name, by_path: bool) -> usize {
+        self.weight_under(name) + if by_path { TARGET } else { 0 }
     }
 
     /// The heaviest of what is kept and staged under a name.

@@ -1,6 +1,7 @@
 //! `fdstash give`.
 
 use std::{
+    fs::File,
     io::{self, IsTerminal},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -10,7 +11,7 @@ use std::{
 
 use clap::Args;
 use fdstash::{Access, Gift, Labels, Name, Share};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fstat};
 
 use crate::{
     Door, Misuse, descriptor,
@@ -122,6 +123,13 @@ impl Give {
         if input.is_terminal() {
             return Err(Misuse(
                 "standard input is a terminal: name a FILE, or say --fd 0 to give the terminal",
+            )
+            .into());
+        }
+        // What a program is started with that is to read nothing: hardly what was meant.
+        if fstat(&input)?.st_rdev == fstat(File::open("/dev/null")?)?.st_rdev {
+            return Err(Misuse(
+                "standard input is /dev/null: name a FILE after the NAME, or say --fd 0 to give it",
             )
             .into());
         }

@@ -6,6 +6,7 @@ mod descriptor;
 mod give;
 mod list;
 mod locks;
+mod policy;
 mod qemu;
 mod reopen;
 mod run;
@@ -70,6 +71,7 @@ enum Verb {
     List(list::List),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Policy(policy::Policy),
     Status(status::Status),
     Qemu(qemu::Qemu),
 }
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
         Verb::List(list) => list.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
     };

@@ -69,8 +69,8 @@ pub(crate) struct Reopen {
     #[arg(long)]
     noatime: Option<Switch>,
 
-    /// Open what stands at this path now, not the file that is kept; refused to all until the daemon
-    /// has a policy that says who may
+    /// Open what stands at this path now, not the file that is kept; for those alone whom
+    /// the daemon's policy lets
     #[arg(long, value_name = "PATH")]
     path: Option<PathBuf>,
 

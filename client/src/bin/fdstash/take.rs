@@ -30,7 +30,8 @@ Examples:
   fdstash take ticket --wait 30 -- cat
 
 The stash lets go of the descriptors when COMMAND has been executed with them. If it cannot be, or
-anything else fails before, they stay. The environment says nothing of them.";
+anything else fails before, they stay. The environment says nothing of them. COMMAND is a process of its
+own: fdstash waits for it, passes signals on to it, and ends as it does.";
 
 /// Run a command with descriptors that leave the stash
 #[derive(Args)]

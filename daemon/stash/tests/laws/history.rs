@@ -1,7 +1,7 @@
 //! Strategies for histories: what several peers, the kernel and the clock do to one stash.
 
-use fdstash_proto::{Call, Peer, Taking, proptest as proto};
-use fdstash_stash::{Limits, Who};
+use fdstash_proto::{Call, Pattern, Peer, Reopening, Taking, proptest as proto};
+use fdstash_stash::{Allow, Limits, Origin, Reserve, Rules, Verb, Who, Whom};
 use proptest::{collection, option, prelude::*, sample};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
@@ -35,6 +35,8 @@ pub(crate) enum Step {
     Pass(u64),
     /// The journal is written anew.
     Rewrite,
+    /// Other rules are in force from here on.
+    Rules(Rules),
     /// Another stash goes on, with all connections that can go on.
     Upgrade,
 }
@@ -52,26 +54,99 @@ pub(crate) fn people() -> [Who; 4] {
 pub(crate) fn histories() -> impl Strategy<Value = History> {
     let limits = (3usize..10, 6usize..10, 10usize..18)
         .prop_map(|(entries, connections, places)| Limits { entries, connections, places });
-    (limits, collection::vec(step(), 1..60)).prop_map(|(limits, steps)| History { limits, steps })
+    let first = option::of(rules().prop_map(Step::Rules));
+    (limits, first, collection::vec(step(), 1..60)).prop_map(|(limits, first, steps)| {
+        let steps = first.into_iter().chain(steps).collect();
+        History { limits, steps }
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let which = || 0usize..12;
-    let call = || proto::call(proto::common_name, proto::common_ticket).prop_map(on_the_beat);
+    let call = || {
+        let call = proto::call(proto::common_name, proto::common_ticket).prop_map(on_the_beat);
+        (call, option::of(path())).prop_map(|(call, path)| by_path(call, path))
+    };
     prop_oneof![
         20 => (which(), call()).prop_map(|(by, call)| Step::Call(by, call)),
         // Often enough that several wait for the same.
         4 => (which(), wait()).prop_map(|(by, call)| Step::Call(by, call)),
+        4 => (which(), rotate()).prop_map(|(by, call)| Step::Call(by, call)),
         6 => (which(), option::weighted(0.3, 0usize..4)).prop_map(|(by, at)| Step::Opened(by, at)),
         6 => (which(), prop::bool::weighted(0.7)).prop_map(|(by, left)| Step::Leave(by, left)),
         1 => which().prop_map(Step::HangUp),
         1 => ticks().prop_map(Step::Tick),
         1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
         1 => Just(Step::Rewrite),
+        1 => rules().prop_map(Step::Rules),
         1 => Just(Step::Upgrade),
         1 => which().prop_map(Step::Connect),
         1 => which().prop_map(Step::Disconnect),
     ]
+}
+
+/// Rules over the people, the names and the paths that there are.
+pub(crate) fn rules() -> impl Strategy<Value = Rules> {
+    let ids = || collection::btree_set(0u32..4, 0..4);
+    let whom = || (ids(), ids()).prop_map(|(users, groups)| Whom { users, groups });
+    let pattern = || {
+        sample::select(vec!["*", "a", "vm/*", "?", "vm/disk1", "x*"])
+            .prop_filter_map("a pattern", |text| Pattern::new(text).ok())
+    };
+    let names = || collection::vec(pattern(), 1..3);
+    let verbs = || collection::btree_set(sample::select(Verb::ALL.to_vec()), 1..4);
+    let below = || sample::select(vec!["/images", "/images/vm", "/"]).prop_map(Into::into);
+    let allow = (whom(), names(), verbs(), collection::vec(below(), 1..3)).prop_map(
+        |(whom, names, verbs, below)| Allow { whom, names, verbs, below, origin: origin() },
+    );
+    let reserve =
+        (whom(), names()).prop_map(|(whom, names)| Reserve { whom, names, origin: origin() });
+    // Or by path hardly anything would ever be opened.
+    let broad = option::of(Just(Allow {
+        whom: Whom { users: [0, 1, 2].into(), groups: [].into() },
+        names: vec![Pattern::all()],
+        verbs: [Verb::ReopenByPath].into(),
+        below: vec!["/images".into()],
+        origin: origin(),
+    }));
+    (broad, collection::vec(allow, 0..6), collection::vec(reserve, 0..2)).prop_map(
+        |(broad, allow, reserve)| {
+            let allow = broad.into_iter().chain(allow).collect();
+            Rules { allow, reserve }
+        },
+    )
+}
+
+fn origin() -> Origin {
+    Origin { file: "policy.toml".into(), line: 1 }
+}
+
+/// A Reopen of one entry by path, and nothing else.
+fn rotate() -> impl Strategy<Value = Call<()>> {
+    (proto::common_name(), path()).prop_map(|(name, path)| {
+        let path = Some(path.to_owned());
+        Call::Reopen { reopenings: vec![Reopening { path, ..Reopening::new(name) }] }
+    })
+}
+
+/// Where a Reopen may want another file, or may not.
+fn path() -> impl Strategy<Value = &'static str> {
+    sample::select(vec![
+        "/images/vm/new",
+        "/images//other",
+        "/images/vm",
+        "/imagesque",
+        "images/vm",
+    ])
+}
+
+/// The same call; a Reopen opens what stands at the path.
+fn by_path(mut call: Call<()>, path: Option<&str>) -> Call<()> {
+    if let Call::Reopen { reopenings } = &mut call {
+        // Some by path, and some not.
+        reopenings.iter_mut().step_by(2).for_each(|it| it.path = path.map(str::to_owned));
+    }
+    call
 }
 
 /// A few beats, and now and then so long that tickets are forgotten.

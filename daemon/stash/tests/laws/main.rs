@@ -11,7 +11,9 @@ mod history;
 mod journal;
 mod model;
 mod numbers;
+mod reference;
 mod repeats;
+mod rights;
 mod token;
 mod trace;
 mod weights;
@@ -221,6 +223,10 @@ proptest! {
                     }
                 }
             }
+            if let Input::Rules(_) = moment.input {
+                // Of what it may know from here on, it is told from here on; it lists anew.
+                somebody.1 = unheld(&moment.after.known);
+            }
             let told = moment.told();
             revision = told.iter().map(|told| told.entry.revision).max().unwrap_or(revision);
             prop_assert_eq!(&root.1, &unheld(&moment.after.entries), "{}", trace.until(at));
@@ -284,12 +290,18 @@ fn histories_are_played_by_the_thousand() {
         std::iter::repeat_with(history).take(200).collect::<Result<_, _>>().unwrap();
 
     let begin = std::time::Instant::now();
-    let moments: usize = histories.iter().map(|history| play(history).moments.len()).sum();
+    let traces: Vec<_> = histories.iter().map(play).collect();
+    let moments: usize = traces.iter().map(|trace| trace.moments.len()).sum();
 
     let took = begin.elapsed().as_secs_f64();
     let (histories, steps) = (histories.len() as f64 / took, moments as f64 / took);
     eprintln!("{histories:.0} histories a second, {steps:.0} steps a second, model and all");
     assert!(moments > 200);
+    let all = traces.iter().flat_map(|trace| &trace.moments);
+    let openings = all.flat_map(|moment| moment.openings().flat_map(|(_, openings)| openings));
+    let by_path = openings.filter(|opening| opening.place.is_some()).count();
+    eprintln!("{by_path} files were to be opened by path");
+    assert!(by_path > 5);
 }
 
 pub(crate) fn config() -> ProptestConfig {
@@ -332,6 +344,7 @@ impl Transactions {
             | Input::Unsent(_)
             | Input::HangUp
             | Input::Tick
+            | Input::Rules(_)
             | Input::Upgrade
             | Input::Nothing => {}
         }
@@ -391,5 +404,5 @@ fn gives_more(entry: &Entry, opening: &Opening<u64>) -> bool {
     let widens = !entry.access.covers(opening.access);
     let overwrites = old.contains(Flags::APPEND) && !new.contains(Flags::APPEND);
     let unseen = new.contains(Flags::NOATIME) && !old.contains(Flags::NOATIME);
-    widens || overwrites || unseen
+    widens || overwrites || unseen || opening.place.is_some()
 }

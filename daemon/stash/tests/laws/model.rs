@@ -12,18 +12,20 @@ use std::{
 };
 
 use fdstash_proto::{
-    Call, Change, Clash, Entry, Flags, Gift, Handed, Keeper, Kind, Name, Notice, Pattern, Peer,
-    Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
+    Call, Change, Clash, Entry, Flags, Gift, Handed, Keeper, Kind, Name, Notice, Pattern, Refusal,
+    Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
-use fdstash_stash::{ConnectionId, Inspected, Limits, OpenFailure, Who};
+use fdstash_stash::{ConnectionId, Inspected, Limits, OpenFailure, Rules, Verb, Verdict, Who};
 
 use crate::{
+    reference,
     trace::{Entries, Predicted, Recorded, Said, Told},
     world::BOOTED_AT_USEC,
 };
 
 pub(crate) struct Model {
     limits: Limits,
+    rules: Rules,
     now_usec: u64,
     kept: BTreeMap<Name, Item>,
     clients: BTreeMap<ConnectionId, Client>,
@@ -128,6 +130,7 @@ impl Model {
         };
         Self {
             limits,
+            rules: Rules::default(),
             now_usec: 0,
             kept: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -216,6 +219,7 @@ impl Model {
                 said.answer(by, Reply::Notice(Notice::Standing));
                 Ok(())
             }
+            Call::ExplainPolicy { .. } => panic!("what it says is told by tests/policy.rs"),
             Call::GetStatistics => {
                 said.answer(by, Reply::Statistics(self.statistics()));
                 Ok(())
@@ -361,6 +365,14 @@ impl Model {
         said
     }
 
+    /// Other rules are in force, and all who wait have another try.
+    pub(crate) fn set_rules(&mut self, rules: Rules) -> Predicted {
+        let mut said = Predicted::default();
+        self.rules = rules;
+        self.try_all_again(&mut said);
+        said
+    }
+
     /// All is written down anew.
     pub(crate) fn rewrite(&mut self) {
         for done in &mut self.done {
@@ -385,7 +397,7 @@ impl Model {
         let Some(client) = self.clients.get(&by) else { return Vec::new() };
         let names: BTreeSet<_> = self.kept.keys().chain(client.own.keys()).collect();
         let items = names.into_iter().filter_map(|name| self.view(by, name));
-        let known = items.filter(|item| knows(&client.who, item));
+        let known = items.filter(|item| self.lists(&client.who, item));
         let show = |item: &Item| {
             let holder = self.holder(&item.entry.name).map(|id| self.clients[&id].who.peer);
             (Entry { held_by: holder, ..item.entry.clone() }, item.fd)
@@ -485,11 +497,14 @@ impl Model {
         let client = &self.clients[&by];
         let mut openings = Vec::new();
         for (at, gift) in gifts.iter().enumerate() {
-            if let Some(old) = self.find(by, &gift.name, "give")? {
+            if reference::is_kept_from(&self.rules, &client.who, &gift.name) {
+                return Err(denied(&gift.name, "give"));
+            }
+            if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
                 if clash == Clash::Refuse {
                     return Err(Refusal::AlreadyExists { name: gift.name.as_str().into() });
                 }
-                if !knows(&client.who, old) {
+                if self.verdict(&client.who, Verb::Give, old) != Verdict::Allowed {
                     return Err(denied(&gift.name, "give"));
                 }
             }
@@ -595,7 +610,7 @@ impl Model {
     ) -> Result<(), Refusal> {
         let mut lent = Vec::new();
         for name in names {
-            let verb = if taking == Taking::Move { "take" } else { "copy" };
+            let verb = if taking == Taking::Move { Verb::Take } else { Verb::Copy };
             lent.push((name.clone(), self.existing(by, name, verb)?.fd));
         }
         let in_transaction = self.clients[&by].in_transaction;
@@ -636,7 +651,7 @@ impl Model {
         said: &mut Predicted,
     ) -> Result<(), Refusal> {
         for name in &names {
-            self.existing(by, name, "close")?;
+            self.existing(by, name, Verb::Close)?;
         }
         self.hold(by, &names);
         for name in &names {
@@ -654,7 +669,13 @@ impl Model {
         said: &mut Predicted,
     ) -> Result<(), Refusal> {
         for wanted in reopenings {
-            let item = self.existing(by, &wanted.name, "reopen")?;
+            let verb = if wanted.path.is_some() { Verb::ReopenByPath } else { Verb::Reopen };
+            let item = self.existing(by, &wanted.name, verb)?;
+            let who = &self.clients[&by].who;
+            let leads = |path| reference::may_open_at(&self.rules, who, &wanted.name, path);
+            if wanted.path.as_deref().is_some_and(|path| !leads(path)) {
+                return Err(denied(&wanted.name, verb.as_str()));
+            }
             let Entry { access, kind, may_reopen, .. } = item.entry;
             let then = wanted.access.unwrap_or(access);
             let more = wanted.hand_out.is_some_and(|handed| !then.covers(handed));
@@ -691,8 +712,11 @@ impl Model {
     ) {
         let Some(old) = self.view(by, name).cloned() else { panic!("it is held") };
         let Inspected { fd, facts } = opened.clone();
-        let (access, flags) = (facts.access, facts.flags);
-        let entry = Entry { access, flags, ..old.entry.clone() };
+        let (access, flags, inode) = (facts.access, facts.flags, facts.inode);
+        let was = old.entry.clone();
+        // By path it is another file, which stands elsewhere.
+        let target = if inode == was.inode { was.target } else { facts.target.map(Into::into) };
+        let entry = Entry { access, flags, inode, target, ..old.entry.clone() };
         self.put(by, name, Some(Item { fd, entry, ..old }), said);
     }
 
@@ -729,7 +753,7 @@ impl Model {
     }
 
     /// What somebody sees under a name, if nobody else holds it.
-    fn find(&self, by: ConnectionId, name: &Name, verb: &str) -> Result<Option<&Item>, Refusal> {
+    fn find(&self, by: ConnectionId, name: &Name, verb: Verb) -> Result<Option<&Item>, Refusal> {
         let Some(holder) = self.holder(name).filter(|holder| *holder != by) else {
             return Ok(self.view(by, name));
         };
@@ -740,19 +764,40 @@ impl Model {
         let known = if held.is_empty() {
             who.peer.uid == 0 || who.peer.uid == held_by.uid
         } else {
-            held.iter().any(|item| knows(who, item))
+            held.iter().any(|item| self.verdict(who, Verb::List, item) != Verdict::Hidden)
         };
         match verb {
             _ if known => Err(Refusal::Busy { name: name.as_str().into(), held_by }),
-            "give" => Err(denied(name, verb)),
-            _ => Err(Refusal::NotFound { name: name.as_str().into() }),
+            Verb::Give => Err(denied(name, "give")),
+            Verb::Take
+            | Verb::Copy
+            | Verb::Close
+            | Verb::Reopen
+            | Verb::ReopenByPath
+            | Verb::List => Err(Refusal::NotFound { name: name.as_str().into() }),
         }
     }
 
-    fn existing(&self, by: ConnectionId, name: &Name, verb: &str) -> Result<&Item, Refusal> {
+    fn existing(&self, by: ConnectionId, name: &Name, verb: Verb) -> Result<&Item, Refusal> {
         let item = self.find(by, name, verb)?;
-        let known = item.filter(|item| knows(&self.clients[&by].who, item));
-        known.ok_or_else(|| Refusal::NotFound { name: name.as_str().into() })
+        let who = &self.clients[&by].who;
+        match item.map(|item| (item, self.verdict(who, verb, item))) {
+            Some((item, Verdict::Allowed)) => Ok(item),
+            Some((_, Verdict::Denied)) => Err(denied(name, verb.as_str())),
+            Some((_, Verdict::Hidden)) | None => {
+                Err(Refusal::NotFound { name: name.as_str().into() })
+            }
+        }
+    }
+
+    fn verdict(&self, who: &Who, verb: Verb, item: &Item) -> Verdict {
+        let giver = item.entry.giver.uid;
+        reference::verdict(&self.rules, who, verb, &item.entry.name, giver, &item.share)
+    }
+
+    /// Whether somebody may know of something.
+    fn lists(&self, who: &Who, item: &Item) -> bool {
+        self.verdict(who, Verb::List, item) == Verdict::Allowed
     }
 
     fn view(&self, by: ConnectionId, name: &Name) -> Option<&Item> {
@@ -888,10 +933,15 @@ impl Model {
             }
         }
         self.end(ends, said);
+        self.try_all_again(said);
+    }
+
+    fn try_all_again(&mut self, said: &mut Predicted) {
         for waiting in mem::take(&mut self.waiting) {
             match self.take(waiting.by, &waiting.names, waiting.taking, said) {
                 Ok(()) => {}
-                Err(_) => self.waiting.push(waiting),
+                Err(Refusal::NotFound { .. } | Refusal::Busy { .. }) => self.waiting.push(waiting),
+                Err(refusal) => self.refuse(waiting.by, refusal, said),
             }
         }
     }
@@ -943,7 +993,8 @@ impl Model {
             client.watches.as_ref().is_some_and(|pattern| pattern.matches(&item.entry.name))
         };
         let may_know = |client: &&Client| {
-            knows(&client.who, item) && !instead.is_some_and(|other| knows(&client.who, other))
+            let lists = |item| self.lists(&client.who, item);
+            lists(item) && !instead.is_some_and(lists)
         };
         let told = self.clients.iter().filter(|(_, client)| watching(client) && may_know(client));
         let to: Vec<_> = told.map(|(id, _)| *id).collect();
@@ -971,15 +1022,6 @@ impl Predicted {
         self.handed_over.extend(fds.iter().map(|(_, fd)| *fd));
         self.answer(to, handed(fds));
     }
-}
-
-/// Whether somebody may know of something, and so do everything with it.
-fn knows(who: &Who, item: &Item) -> bool {
-    let Peer { uid, gid, .. } = who.peer;
-    let giver = item.entry.giver.uid;
-    let Share { uids, gids } = &item.share;
-    let shared = gids.contains(&gid) || who.groups.iter().any(|group| gids.contains(group));
-    uid == 0 || uid == giver || uids.contains(&uid) || shared
 }
 
 fn handed(fds: Vec<(Name, u64)>) -> Reply<u64> {

@@ -40,7 +40,8 @@ pub(crate) fn waits_of(call: &Call<()>, now_usec: u64) -> Waits {
         | Call::Commit { .. }
         | Call::Rollback
         | Call::List { .. }
-        | Call::GetStatistics => Waits::Answer,
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => Waits::Answer,
     }
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn numbers_of(reply: Reply<Arc<Token>>) -> Reply<u64> {
         Reply::Listed(entries) => Reply::Listed(entries),
         Reply::Notice(notice) => Reply::Notice(notice),
         Reply::Statistics(statistics) => Reply::Statistics(statistics),
+        Reply::Explained(explanation) => Reply::Explained(explanation),
         Reply::Info(info) => Reply::Info(info),
         Reply::Description(text) => Reply::Description(text),
     }
@@ -72,6 +74,7 @@ pub(crate) fn number_of(opening: &Opening<Token>) -> Opening<u64> {
     Opening {
         name: opening.name.clone(),
         fd: opening.fd.number.into(),
+        place: opening.place.clone(),
         facts: opening.facts.clone(),
         access: opening.access,
         flags: opening.flags,

@@ -7,10 +7,18 @@ use std::{
 };
 
 use fdstash_proto::{Call, Name, Pattern, Refusal, Reply, Ticket};
-use fdstash_stash::{ConnectionId, Effect, Effects, Facts, Inspected, Now, Opening, Stash, Who};
+use fdstash_stash::{
+    ConnectionId, Done, Effect, Effects, Facts, Inspected, Now, Opening, Rules, Stash, Who,
+};
 use proptest::prelude::*;
 
-use crate::{config, cuts::Journal, history::histories, trace::Moment, world::play};
+use crate::{
+    config,
+    cuts::Journal,
+    history::histories,
+    trace::{Input, Moment},
+    world::play,
+};
 
 /// Where the numbers of descriptors begin that are sent again, or opened for what is.
 const AGAIN: u64 = 1_000_000;
@@ -23,13 +31,16 @@ proptest! {
         let trace = play(&history);
 
         let mut journal = Journal::default();
-        let mut calls = BTreeMap::new();
+        let (mut calls, mut rules) = (BTreeMap::new(), Rules::default());
         for (at, _, moment) in trace.steps() {
-            calls.extend(moment.call());
+            if let Input::Rules(others) = &moment.input {
+                rules = others.clone();
+            }
+            calls.extend(moment.call().map(|(by, call)| (by, (call, rules.clone()))));
             let settled = settled(moment).map(|(by, ticket)| (by, ticket, &trace.people[&by]));
             for cut in 0..=moment.performed.len() {
                 if let Some((by, ticket, who)) = &settled {
-                    let outcome = send_again(&journal, moment, (*by, who), calls[by], ticket);
+                    let outcome = send_again(&journal, moment, (*by, who), &calls[by], ticket);
                     prop_assert_eq!(outcome, Ok(()), "cut at {} of the last: {}", cut, trace.until(at));
                 }
                 moment.performed.get(cut).map(|effect| journal.write(effect));
@@ -50,14 +61,21 @@ fn send_again(
     journal: &Journal,
     moment: &Moment,
     (by, who): (ConnectionId, &Who),
-    call: &Call<Inspected<u64>>,
+    (call, rules): &(&Call<Inspected<u64>>, Rules),
     ticket: &Ticket,
 ) -> Result<(), String> {
     let boot_usec = moment.after.now_usec;
     let now = Now { boot_usec, wall_usec: boot_usec };
     let (mut stash, _) = journal.stash();
+    // Those by which it was done the first time.
+    stash.set_rules(rules.clone());
     stash.go_without(now);
     let before = names_of(&mut stash);
+    // A ticket is one call's: whoever gives it to two of them at once gets the answer of one for both.
+    let is_its = |done: &Done| done.uid == who.peer.uid && done.ticket == *ticket;
+    if journal.done().any(|done| is_its(done) && done.by != by) {
+        return Ok(());
+    }
     let last = journal.done().filter(|done| done.by == by).last();
     let was_done = last.is_some_and(|done| done.ticket == *ticket);
     let is_commit = matches!(call, Call::Commit { .. });
@@ -103,7 +121,8 @@ fn kept_after(call: &Call<Inspected<u64>>, mut kept: BTreeSet<Name>) -> Option<B
         | Call::Rollback
         | Call::List { .. }
         | Call::Watch { .. }
-        | Call::GetStatistics => {}
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => {}
     }
     Some(kept)
 }

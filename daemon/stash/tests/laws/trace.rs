@@ -7,7 +7,7 @@ use std::{
 
 use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics, Ticket};
 use fdstash_stash::{
-    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Who,
+    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules, Who,
 };
 
 /// A history as it was played. Descriptors are the numbers of their tokens.
@@ -89,6 +89,8 @@ pub(crate) enum Input {
     Unsent(ConnectionId),
     HangUp,
     Tick,
+    /// Other rules are in force.
+    Rules(Rules),
     /// Another stash goes on.
     Upgrade,
     /// Nothing that the stash has heard of.
@@ -321,6 +323,7 @@ impl Input {
             | Self::Unsent(_)
             | Self::HangUp
             | Self::Tick
+            | Self::Rules(_)
             | Self::Upgrade
             | Self::Nothing => Vec::new(),
         }

@@ -4,11 +4,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use fdstash_proto::{
-    Access, Call, Flags, Keeper, Kind, Labels, Name, Peer, Ticket, proptest as proto,
+    Access, Call, Flags, Keeper, Kind, Labels, Name, Pattern, Peer, Ticket, proptest as proto,
 };
 use fdstash_stash::{
-    Begin, ConnectionId, Effect, Effects, Facts, Inspected, Limits, Line, Now, OpenFailure,
-    Opening, Replay, Stash, Weight, Who,
+    Allow, Begin, ConnectionId, Effect, Effects, Facts, Inspected, Limits, Line, Now, OpenFailure,
+    Opening, Origin, Replay, Rules, Stash, Verb, Weight, Who, Whom,
 };
 use proptest::{collection, prelude::*, sample};
 
@@ -69,6 +69,38 @@ fn the_longest_of_calls_finds_room_and_all_that_follows_from_it() {
     scale.perform(effects);
 
     assert!(scale.written <= scale.room, "and their end");
+}
+
+#[test]
+fn a_reopen_by_path_finds_room_for_the_longest_way_to_a_file() {
+    let name = Name::new("a").unwrap();
+    let allow = Allow {
+        whom: Whom { users: [u32::MAX].into(), ..Whom::default() },
+        names: vec![Pattern::all()],
+        verbs: [Verb::ReopenByPath].into(),
+        below: vec!["/".into()],
+        origin: Origin { file: "policy.toml".into(), line: 1 },
+    };
+    let mut scale = Scale::new();
+    let by = scale.callers[0];
+    scale.stash.set_rules(Rules { allow: vec![allow], reserve: Vec::new() });
+    let gifts = vec![fdstash_proto::Gift::new(name.clone(), scale.file())];
+    scale.call(by, Call::Give { gifts, clash: fdstash_proto::Clash::Replace, ticket: None });
+    let reopening =
+        fdstash_proto::Reopening { path: Some("/b".into()), ..fdstash_proto::Reopening::new(name) };
+    scale.call(by, Call::Reopen { reopenings: vec![reopening] });
+    assert_eq!(scale.openings.len(), 1);
+
+    // All that the kernel ever says, of which nothing is UTF-8.
+    let target = Some("\u{fffd}".repeat(4096).into());
+    let facts = Facts { inode: 1, target, ..scale.file().facts };
+    let file = Inspected { fd: 2, facts };
+    let effects = scale.stash.opened(by, Ok(vec![vec![file.clone(), file]]), scale.now());
+    scale.perform(effects);
+
+    assert!(scale.written > 12_000);
+    assert!(scale.written <= scale.room, "{} of {}", scale.written, scale.room);
+    assert!(scale.bytes() <= scale.stash.weight().kept);
 }
 
 /// One thing that happens.

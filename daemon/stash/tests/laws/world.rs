@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 use fdstash_proto::{Call, Keeper, Pattern};
 use fdstash_stash::{
     ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Now, Number,
-    OpenFailure, Opening, Stash, Who,
+    OpenFailure, Opening, Rules, Stash, Who,
 };
 
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     token::{Ledger, Token},
     trace::{Entries, Input, Moment, Performed, Picture, Predicted, Told, Trace, Waits},
 };
+
+/// The inode of what stands at every path.
+const ELSEWHERE: u64 = 1 << 32;
 
 /// What stands on the other clock when the boot clock begins.
 pub(crate) const BOOTED_AT_USEC: u64 = 1_000_000;
@@ -34,6 +37,7 @@ pub(crate) fn play(history: &History) -> Trace {
 
 struct World {
     limits: Limits,
+    rules: Rules,
     stash: Stash<Token>,
     model: Model,
     ledger: Rc<Ledger>,
@@ -54,6 +58,7 @@ impl World {
     fn new(history: &History) -> Self {
         let mut world = Self {
             limits: history.limits,
+            rules: Rules::default(),
             stash: Stash::new(history.limits, Keeper::Nobody),
             model: Model::new(history.limits),
             ledger: Rc::default(),
@@ -123,6 +128,7 @@ impl World {
             Step::Tick(usec) => Planned::Tick(usec),
             Step::Pass(usec) => Planned::Pass(usec),
             Step::Rewrite => Planned::Rewrite,
+            Step::Rules(ref rules) => Planned::Rules(rules.clone()),
             Step::Upgrade => Planned::Upgrade,
         })
     }
@@ -171,6 +177,11 @@ impl World {
             Planned::Rewrite => {
                 self.rewrite();
                 (Input::Nothing, Vec::new(), Predicted::default())
+            }
+            Planned::Rules(rules) => {
+                self.rules = rules.clone();
+                let predicted = self.model.set_rules(rules.clone());
+                (Input::Rules(rules.clone()), self.stash.set_rules(rules), predicted)
             }
             Planned::Upgrade => {
                 let predicted = self.model.upgrade();
@@ -236,8 +247,9 @@ impl World {
     ) -> (Input, Effects<Token>, Predicted) {
         let open_one = |opening: Opening<Token>| {
             let wanted = opening.wanted();
-            let Opening { facts, flags, .. } = opening;
-            let facts = Facts { flags, target: Some("/elsewhere".into()), ..facts };
+            let Opening { facts, flags, place, .. } = opening;
+            let inode = if place.is_some() { ELSEWHERE } else { facts.inode };
+            let facts = Facts { flags, inode, target: Some("/elsewhere".into()), ..facts };
             let file = |access| Inspected {
                 fd: self.ledger.number(),
                 facts: Facts { access, ..facts.clone() },
@@ -338,6 +350,7 @@ impl World {
         let claim = |kept: &Kept<Number>| fds.get(&u64::from(*kept.fd)).cloned();
         let (stash, mut effects) = Stash::restore(self.limits, Keeper::Nobody, replay, claim);
         self.stash = stash;
+        effects.extend(self.stash.set_rules(self.rules.clone()));
         self.polled.clear();
         for (id, doing) in doing {
             self.stash.resume(id, self.people[&id].clone(), doing);
@@ -444,5 +457,6 @@ enum Planned {
     Tick(u64),
     Pass(u64),
     Rewrite,
+    Rules(Rules),
     Upgrade,
 }

@@ -296,7 +296,8 @@ pub(crate) fn ticketed(text: &str, mut call: Call<Inspected<Word>>) -> Call<Insp
         | Call::Rollback
         | Call::List { .. }
         | Call::Watch { .. }
-        | Call::GetStatistics => panic!("no call with a ticket"),
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => panic!("no call with a ticket"),
     };
     *of_call = Some(Ticket::new(text).expect("a ticket"));
     call
@@ -331,6 +332,7 @@ fn said(reply: Reply<Arc<Word>>) -> String {
         Reply::Listed(_)
         | Reply::Notice(_)
         | Reply::Statistics(_)
+        | Reply::Explained(_)
         | Reply::Info(_)
         | Reply::Description(_) => format!("{reply:?}"),
     }

@@ -1,0 +1,78 @@
+//! What rules come to, said as shortly as possible and without a thought for its cost: all rights of
+//! somebody on a name are put together, and then looked at.
+
+use std::collections::BTreeSet;
+
+use fdstash_proto::{Name, Share};
+use fdstash_stash::{Rules, Verb, Verdict, Who, Whom};
+
+/// What somebody may do with something that somebody else has given.
+pub(crate) fn rights(
+    rules: &Rules,
+    who: &Who,
+    name: &Name,
+    giver: u32,
+    share: &Share,
+) -> BTreeSet<Verb> {
+    let uid = who.peer.uid;
+    let shared = groups(who).any(|gid| share.gids.contains(&gid)) || share.uids.contains(&uid);
+    let mut rights = BTreeSet::new();
+    if uid == 0 || uid == giver || shared {
+        rights.extend(Verb::ALL.into_iter().filter(|verb| *verb != Verb::ReopenByPath));
+    }
+    for allow in &rules.allow {
+        if is_one_of(who, &allow.whom) && allow.names.iter().any(|names| names.matches(name)) {
+            rights.extend(&allow.verbs);
+        }
+    }
+    rights
+}
+
+pub(crate) fn verdict(
+    rules: &Rules,
+    who: &Who,
+    verb: Verb,
+    name: &Name,
+    giver: u32,
+    share: &Share,
+) -> Verdict {
+    let rights = rights(rules, who, name, giver, share);
+    match (rights.contains(&verb), rights.is_empty()) {
+        (true, _) => Verdict::Allowed,
+        (false, true) => Verdict::Hidden,
+        (false, false) => Verdict::Denied,
+    }
+}
+
+/// Whether somebody may not give a name, since it is for others.
+pub(crate) fn is_kept_from(rules: &Rules, who: &Who, name: &Name) -> bool {
+    let of_name: Vec<_> = rules
+        .reserve
+        .iter()
+        .filter(|rule| rule.names.iter().any(|names| names.matches(name)))
+        .collect();
+    let is_its = of_name.iter().any(|rule| is_one_of(who, &rule.whom));
+    !(of_name.is_empty() || is_its || who.peer.uid == 0)
+}
+
+/// Whether somebody may have opened what stands at a path.
+pub(crate) fn may_open_at(rules: &Rules, who: &Who, name: &Name, path: &str) -> bool {
+    let mine = rules.allow.iter().filter(|allow| {
+        is_one_of(who, &allow.whom)
+            && allow.names.iter().any(|names| names.matches(name))
+            && allow.verbs.contains(&Verb::ReopenByPath)
+    });
+    let parts = |path: &str| {
+        path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut below = mine.flat_map(|allow| &allow.below);
+    path.starts_with('/') && below.any(|below| parts(path).starts_with(&parts(below)))
+}
+
+fn is_one_of(who: &Who, whom: &Whom) -> bool {
+    whom.users.contains(&who.peer.uid) || groups(who).any(|gid| whom.groups.contains(&gid))
+}
+
+fn groups(who: &Who) -> impl Iterator<Item = u32> {
+    who.groups.iter().copied().chain([who.peer.gid])
+}
