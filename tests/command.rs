@@ -142,7 +142,7 @@ fn what_is_listed_as_json_can_be_read() {
     let daemon = Daemon::spawn();
     file(daemon.path("a"), "");
     let options = "--label 'vm=7 \"x\"' --expire 1h --may-reopen read --share-uid 7 --exclusive";
-    works(&daemon, &format!("fdstash give a \"$dir/a\" {options}; fdstash give b < /dev/null"));
+    works(&daemon, &format!("fdstash give a \"$dir/a\" {options}; fdstash give b --fd 0 < /dev/null"));
 
     let listed = works(&daemon, "fdstash list --json");
     let figures = works(&daemon, "fdstash status --json");
@@ -158,14 +158,14 @@ fn what_is_listed_as_json_can_be_read() {
     assert_eq!(entries[1]["kind"], "character");
     let figures: Value = serde_json::from_str(&figures).unwrap();
     assert_eq!(figures["entries"], 2);
-    fails(&daemon, "fdstash give a --exclusive < /dev/null", 1);
+    fails(&daemon, "fdstash give a --exclusive --fd 0 < /dev/null", 1);
 }
 
 #[test]
 fn what_is_listed_for_people_has_the_names_and_what_they_are() {
     let daemon = Daemon::spawn();
     file(daemon.path("a"), "");
-    works(&daemon, "fdstash give a \"$dir/a\"; fdstash give other < /dev/null");
+    works(&daemon, "fdstash give a \"$dir/a\"; fdstash give other --fd 0 < /dev/null");
 
     let listed = works(&daemon, "fdstash list 'a*'");
     let long = works(&daemon, "fdstash list --long");
@@ -220,7 +220,7 @@ fn a_watch_writes_a_line_for_every_change() {
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap()).unwrap();
     assert_eq!(next(), serde_json::json!({}));
 
-    works(&daemon, "fdstash give other < /dev/null; fdstash give w < /dev/null; fdstash close w");
+    works(&daemon, "fdstash give other --fd 0 < /dev/null; fdstash give w --fd 0 < /dev/null; fdstash close w");
     let (given, closed) = (next(), next());
     watch.kill().unwrap();
     watch.wait().unwrap();
@@ -249,7 +249,7 @@ fn another_user_sees_nothing_of_it() {
         return skipped("to be another user takes root");
     }
     let daemon = Daemon::spawn();
-    works(&daemon, "fdstash give a < /dev/null");
+    works(&daemon, "fdstash give a --fd 0 < /dev/null");
     // By its descriptor: another user may not be able to reach its path.
     let binary = File::open(program("fdstash")).unwrap();
     let as_other = |args: &[&str]| {
@@ -270,7 +270,7 @@ fn another_user_sees_nothing_of_it() {
 #[test]
 fn a_script_that_is_no_program_is_told_as_a_shell_would() {
     let daemon = Daemon::spawn();
-    works(&daemon, "fdstash give a < /dev/null");
+    works(&daemon, "fdstash give a --fd 0 < /dev/null");
     let script = daemon.path("script");
     fs::write(&script, "#!/bin/sh\nreadlink /proc/$$/fd/0\n").unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o644)).unwrap();
