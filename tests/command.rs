@@ -142,7 +142,10 @@ fn what_is_listed_as_json_can_be_read() {
     let daemon = Daemon::spawn();
     file(daemon.path("a"), "");
     let options = "--label 'vm=7 \"x\"' --expire 1h --may-reopen read --share-uid 7 --exclusive";
-    works(&daemon, &format!("fdstash give a \"$dir/a\" {options}; fdstash give b --fd 0 < /dev/null"));
+    works(
+        &daemon,
+        &format!("fdstash give a \"$dir/a\" {options}; fdstash give b --fd 0 < /dev/null"),
+    );
 
     let listed = works(&daemon, "fdstash list --json");
     let figures = works(&daemon, "fdstash status --json");
@@ -220,7 +223,10 @@ fn a_watch_writes_a_line_for_every_change() {
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap()).unwrap();
     assert_eq!(next(), serde_json::json!({}));
 
-    works(&daemon, "fdstash give other --fd 0 < /dev/null; fdstash give w --fd 0 < /dev/null; fdstash close w");
+    works(
+        &daemon,
+        "fdstash give other --fd 0 < /dev/null; fdstash give w --fd 0 < /dev/null; fdstash close w",
+    );
     let (given, closed) = (next(), next());
     watch.kill().unwrap();
     watch.wait().unwrap();

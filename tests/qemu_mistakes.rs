@@ -6,7 +6,8 @@ use std::{
     process::Command,
 };
 
-use kit::{Daemon, Qemu};
+use fdstash::{Gift, Share};
+use kit::{Daemon, Qemu, User, gift, is_root, skipped};
 
 /// A daemon with images in its folder and in its stash, and a QEMU.
 struct Site {
@@ -325,4 +326,23 @@ fn all_images_are_shown_with_their_own_nodes_and_what_is_usual_is_no_drift() {
     let same = site.works("reopen --node q --direct off");
     assert!(same.contains("nothing to do"), "{same}");
     assert!(site.works("reopen --node q --direct on").contains("reopened in"));
+}
+
+#[test]
+fn what_a_stranger_gave_is_attached_only_when_that_is_said() {
+    if !is_root() {
+        return skipped("only root can be another user too");
+    }
+    let Some(site) = Site::new() else { return };
+    site.image("-f raw disk 1M");
+    let file = File::options().read(true).write(true).open(site.daemon.path("disk")).unwrap();
+    let share = Share { uids: vec![0], gids: Vec::new() };
+    let given = Gift { share, ..gift("disk", file) };
+    site.daemon.client_as(&User::new(12345)).give(&[given]).unwrap();
+
+    let (code, _, complained) = site.run("attach --node disk0 --image raw=disk");
+
+    assert_eq!(code, Some(1));
+    assert!(complained.contains("--trust 12345"), "{complained}");
+    site.works("attach --node disk0 --image raw=disk --trust 12345");
 }

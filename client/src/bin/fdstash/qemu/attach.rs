@@ -15,7 +15,7 @@ use fdstash::{
     Entry, Name, Pattern, Reopening,
     blocking::{Client, Transaction},
 };
-use rustix::fs::fstat;
+use rustix::{fs::fstat, process::geteuid};
 use serde_json::{Value, json};
 
 pub(super) use self::plan::opening;
@@ -84,6 +84,10 @@ pub(super) struct Attach {
     #[arg(long, default_value = "off")]
     read_only: Switch,
 
+    /// Attach also what this user has given (may be repeated) [default: only what you or root has]
+    #[arg(long = "trust", value_name = "UID")]
+    trusted: Vec<u32>,
+
     /// An option of one node; without NODE, of every file node (may be repeated). `true`, `false` and
     /// numbers are such, all else is text.
     #[arg(long = "option", value_name = "[NODE.]KEY=VALUE", value_parser = Setting::parse)]
@@ -116,7 +120,9 @@ impl Attach {
         transaction: Transaction<'_>,
         kept: &[Entry],
     ) -> anyhow::Result<(Result<(), fdstash::Error>, Vec<Reopening>)> {
-        let mut opener = Opener { transaction, reopenings: Vec::new(), kept };
+        let mut trusted = self.trusted.clone();
+        trusted.extend([0, geteuid().as_raw()]);
+        let mut opener = Opener { transaction, reopenings: Vec::new(), kept, trusted: &trusted };
         let plan = self.plan(&mut opener)?;
         let mut done = Vec::new();
         if let Err(error) = self.add(monitor, plan, &mut done) {

@@ -60,6 +60,7 @@ pub(super) struct File {
 }
 
 impl File {
+    /// Of what was handed out, which is what was listed: so its giver is the one who was looked at.
     fn new(handed: Handed<OwnedFd>, kept: &[Entry]) -> anyhow::Result<Self> {
         let Handed { name: entry, fd } = handed;
         let stat = fstat(&fd)?;
@@ -74,7 +75,10 @@ impl File {
         let identity = (stat.st_dev, stat.st_ino);
         // Another file may stand under the name by now than when it was listed.
         let is_it = |kept: &&Entry| kept.name == entry && (kept.device, kept.inode) == identity;
-        let target = kept.iter().find(is_it).and_then(|kept| kept.target.clone());
+        let listed = kept.iter().find(is_it).with_context(|| {
+            format!("another file was put under {:?} meanwhile: do it again", entry.as_str())
+        })?;
+        let target = listed.target.clone();
         Ok(Self { entry, fd, identity, driver, target })
     }
 }
@@ -120,6 +124,8 @@ pub(super) struct Opener<'a> {
     pub reopenings: Vec<Reopening>,
     /// What the stash keeps.
     pub kept: &'a [Entry],
+    /// Whose files may be attached.
+    pub trusted: &'a [u32],
 }
 
 impl Opener<'_> {
@@ -133,6 +139,7 @@ impl Opener<'_> {
                 );
             }
         }
+        self.check_givers(&self.reopenings[begun..])?;
         let handed = self.transaction.reopen(&self.reopenings[begun..]);
         let handed = handed.map_err(|error| self.with_access(error))?;
         handed.into_iter().map(|handed| File::new(handed, self.kept)).collect()
@@ -140,6 +147,22 @@ impl Opener<'_> {
 }
 
 impl Opener<'_> {
+    /// Names are one space for all users, and whoever gives first has the name: so a guest's disk is not
+    /// what anybody gave.
+    fn check_givers(&self, reopenings: &[Reopening]) -> anyhow::Result<()> {
+        for entry in self.kept {
+            let is_wanted = reopenings.iter().any(|reopening| reopening.name == entry.name);
+            let uid = entry.giver.uid;
+            ensure!(
+                !is_wanted || self.trusted.contains(&uid),
+                "entry {:?} was given by uid {uid}, who is neither you nor root: if it is to be so, say \
+                 --trust {uid}",
+                entry.name.as_str()
+            );
+        }
+        Ok(())
+    }
+
     /// Says of an entry that may only be read that it may, where it was to be written.
     fn with_access(&self, error: fdstash::Error) -> anyhow::Error {
         let refused = match error.refusal() {
