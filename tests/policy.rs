@@ -17,6 +17,7 @@ use kit::{
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, fcntl_getfl, mknodat},
+    pipe::pipe,
     process::{Signal, kill_process},
 };
 use tempfile::TempDir;
@@ -617,7 +618,7 @@ fn by_path_is_opened_what_the_peer_may_open_and_nothing_that_an_entry_cannot_be(
     assert_eq!(entry(&mut of_alice, "log"), before);
 
     // A pipe in the place of a pipe is what it was.
-    let (reading, _writing) = std::io::pipe().unwrap();
+    let (reading, _writing) = pipe().unwrap();
     of_alice.give(&[gift("log", &reading)]).unwrap();
     let handed = only(of_alice.reopen(&logs.reopening("fifo")).unwrap());
     assert_eq!(identity(&handed).1, fs::metadata(&fifo).unwrap().ino());
