@@ -7,7 +7,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use kit::{Daemon, SOON, file, gift, is_root, names, only, pattern, program, skipped, wait_until};
+use kit::{
+    Daemon, SOON, file, gift, install_script, is_root, names, only, pattern, program, skipped,
+    wait_until,
+};
 use rustix::path::DecInt;
 use serde_json::Value;
 
@@ -278,7 +281,7 @@ fn a_script_that_is_no_program_is_told_as_a_shell_would() {
     let daemon = Daemon::spawn();
     works(&daemon, "fdstash give a --fd 0 < /dev/null");
     let script = daemon.path("script");
-    fs::write(&script, "#!/bin/sh\nreadlink /proc/$$/fd/0\n").unwrap();
+    install_script("#!/bin/sh\nreadlink /proc/$$/fd/0\n", &script);
     fs::set_permissions(&script, Permissions::from_mode(0o644)).unwrap();
 
     fails(&daemon, "fdstash take a -- \"$dir/script\"", 126);

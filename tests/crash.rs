@@ -11,7 +11,7 @@ use std::{
     io::{Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileExt, MetadataExt, PermissionsExt},
+        unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -26,8 +26,8 @@ use std::{
 
 use fdstash::{Error, Gift, Handed, Reopening, blocking};
 use kit::{
-    Daemon, Random, Raw, SOON, User, call, file, gift, identity, install_program, is_root, name,
-    names, only, pattern, program, seed, wait_until,
+    Daemon, Random, Raw, SOON, User, call, file, gift, identity, install_program, install_script,
+    is_root, name, names, only, pattern, program, seed, wait_until,
 };
 use rustix::{
     fs::{MemfdFlags, memfd_create},
@@ -955,7 +955,7 @@ fn a_program_that_does_not_start_leaves_the_one_that_runs() {
                 raw.give(&["a"], &[&file(daemon.path("a"), "kept")]);
                 fs::remove_file(daemon.program()).expect("it is there");
                 if let Some(script) = script {
-                    write_program(&daemon.program(), script);
+                    install_script(script, &daemon.program());
                 }
 
                 daemon.signal(Signal::HUP);
@@ -975,14 +975,6 @@ fn a_program_that_does_not_start_leaves_the_one_that_runs() {
             });
         }
     });
-}
-
-/// Writes a program, by another process: one that another test starts just now must not have it open.
-fn write_program(at: &Path, script: &str) {
-    let text = at.with_extension("text");
-    fs::write(&text, script).expect("a file can be written");
-    fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    install_program(&text, at);
 }
 
 #[test]

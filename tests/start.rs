@@ -15,7 +15,8 @@ use std::{
 
 use fdstash::blocking::Client;
 use kit::{
-    Daemon, Group, SOON, User, gift, is_root, names, only, pattern, program, skipped, wait_until,
+    Daemon, Group, SOON, User, gift, install_program, install_script, is_root, names, only,
+    pattern, program, skipped, wait_until,
 };
 use rustix::{
     path::DecInt,
@@ -287,7 +288,7 @@ fn a_daemon_whose_log_nobody_reads_any_more_lives_on() {
 /// A daemon of its own path, started by a line of shell that execs `"$0" --socket "$1"`.
 fn started_by(line: &str, folder: &Path) -> Group {
     let copy = folder.join("fdstashd");
-    fs::copy(program("fdstashd"), &copy).expect("a program can be copied");
+    install_program(&program("fdstashd"), &copy);
     let log = File::create(folder.join("log")).expect("a log can be made");
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", line]).arg(copy).arg(folder.join("stash")).stderr(log);
@@ -343,10 +344,8 @@ fn after_an_upgrade_that_ended_the_keeper_there_is_another() {
     let daemon = started_by(START, folder.path());
     let mut client = Client::connect_to(folder.path().join("stash")).unwrap();
     client.give(&[gift("a", null())]).unwrap();
-    let bad = folder.path().join("bad");
-    fs::write(&bad, "#!/bin/sh\n[ -n \"$FDSTASH_REHEARSAL\" ] && exit 93; exit 1\n").unwrap();
-    fs::set_permissions(&bad, Permissions::from_mode(0o755)).unwrap();
-    fs::rename(bad, folder.path().join("fdstashd")).unwrap();
+    let bad = "#!/bin/sh\n[ -n \"$FDSTASH_REHEARSAL\" ] && exit 93; exit 1\n";
+    install_script(bad, &folder.path().join("fdstashd"));
 
     kill_process(daemon.pid(), Signal::HUP).unwrap();
     wait_until(SOON, || said(folder.path()).contains("made another"));

@@ -39,7 +39,7 @@ pub use crate::{
     libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
-    program::{install_program, program, program_with_steps},
+    program::{install_program, install_script, program, program_with_steps},
     qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},

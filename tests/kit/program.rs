@@ -1,7 +1,9 @@
 //! The programs that the tests run.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -55,6 +57,18 @@ pub fn install_program(built: &Path, at: &Path) {
     let copied = Command::new("cp").arg(built).arg(&beside).status();
     assert!(copied.is_ok_and(|status| status.success()), "a program can be copied");
     fs::rename(&beside, at).expect("and put in another's place");
+}
+
+/// Puts a script that can be run at a path, in one step, in the place of what is there.
+///
+/// # Panics
+///
+/// If that cannot be.
+pub fn install_script(script: &str, at: &Path) {
+    let text = at.with_extension("text");
+    fs::write(&text, script).expect("a file can be written");
+    fs::set_permissions(&text, Permissions::from_mode(0o755)).expect("it is ours");
+    install_program(&text, at);
 }
 
 /// The folder of the profile that the test is built with.
