@@ -6,30 +6,33 @@
 
 use std::{
     cell::RefCell,
-    io,
+    io, mem,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
     time::Duration,
 };
 
 use fdstash_proto::{
-    Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Reply, Request, reply,
+    Call, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Name, Refusal, Reply, Request,
     socket::{self, Received},
 };
-use fdstash_stash::ConnectionId;
+use fdstash_stash::{ConnectionId, Inspected};
+use rustix::io::Errno;
 use tokio::{
     io::Interest,
     net::UnixStream,
+    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
 use crate::{
     descriptor::Descriptor,
     door::no_room,
-    inspect::is_hung_up,
+    inspect::{inspect, is_hung_up},
     run::{Daemon, Input},
-    seat::{Current, Left, PIECE, Scratch, Seat, State, fitting},
+    seat::{Current, Left, PIECE, Scratch, Seat},
     steps::step,
+    turns::{Turn, User},
 };
 
 /// How long the message may take to come whose descriptors came with those before it. Their
@@ -43,8 +46,11 @@ const GLANCE: Duration = Duration::from_secs(1);
 /// message has: those that were opened for the client take room here until it reads.
 const MUCH_TO_SEND: usize = 256 << 10;
 
-/// How many entries one part of a List has.
-const LIST_PART: usize = 100;
+/// How many names are looked at for a List at once.
+const LOOK: usize = 16;
+
+/// A message of more bytes is understood on the pool: that may take milliseconds.
+const LONG: usize = 16 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -113,12 +119,13 @@ impl Connection {
 
     /// Serves the connection to its end.
     pub(crate) async fn run(mut self) {
+        let user = Rc::clone(&self.seat.user);
         let end = loop {
-            match self.turn().await {
-                Ok(()) => {}
-                Err(end) => break end,
+            if let Err(end) = self.serve(&user).await {
+                break end;
             }
         };
+        let turn = user.turn().await;
         let peer = self.seat.who.peer;
         match &end {
             End::Closed => tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed"),
@@ -126,7 +133,7 @@ impl Connection {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed");
             }
             End::Hangup(_) | End::HalfMessage | End::NotReading | End::Socket(_) => {
-                tracing::warn!(uid = peer.uid, pid = peer.pid, reason = %end, "hanging up");
+                self.daemon.borrow_mut().complain(peer, &end);
             }
         }
         self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
@@ -134,55 +141,84 @@ impl Connection {
         if let Ok(socket) = self.socket.into_std() {
             self.daemon.borrow().closer().close(socket.into());
         }
+        turn.end().await;
     }
 
-    /// Does all that can be done without waiting, and then waits for one thing.
-    async fn turn(&mut self) -> Result<(), End> {
+    /// Does what can be done in one turn without waiting, and then waits for one thing.
+    async fn serve(&mut self, user: &User) -> Result<(), End> {
         self.seat.set_awake(true);
-        loop {
-            let began = self.begin_calls()?;
-            let sent = self.flush()?;
-            self.seat.tell_lost();
-            if !began && !sent {
-                break;
-            }
-        }
-        let (sending, idle, closing) = {
-            let state = self.seat.state.borrow();
-            (!state.outbox.is_empty(), matches!(state.call, Current::None), state.closing)
-        };
-        if self.seat.state.borrow().is_cut {
-            return Err(End::Closed);
-        }
-        // A call that still waits when the daemon ends, is undone.
-        if !sending && (closing || (idle && self.ended)) {
-            return Err(self.end());
+        let mut turn = user.turn().await;
+        let work = self.work(&mut turn).await;
+        // From here on, what is new is not seen.
+        self.seat.set_awake(false);
+        turn.end().await;
+        if work? == Work::Left {
+            return Ok(());
         }
         if let Some(rest) = self.rest() {
             return self.wait_for_thaw(rest).await;
         }
-        self.set_deadlines(idle, sending);
-        // Behind a call that is not finished one read is enough to see the client go.
-        let reading = !self.ended && (self.inbox.is_empty() || (idle && !sending));
-        self.seat.set_awake(false);
-        self.wait(reading, sending).await
+        self.wait().await
     }
 
-    /// How a connection ends that nothing more is to be done for.
-    fn end(&self) -> End {
-        if !self.ended || self.inbox.is_empty() {
+    /// Reads, calls and sends until the turn is over or nothing is left to do.
+    async fn work(&mut self, turn: &mut Turn<'_>) -> Result<Work, End> {
+        loop {
+            let began = self.begin_calls(turn).await?;
+            let sent = self.flush(turn)?;
+            self.seat.tell_lost();
+            if !began && !sent {
+                if let Some(end) = self.end() {
+                    return Err(end);
+                }
+                if !self.is_reading() || !self.read()? {
+                    return Ok(Work::Done);
+                }
+            }
+            if turn.is_over() {
+                return Ok(Work::Left);
+            }
+        }
+    }
+
+    /// How the connection ends, if nothing more is to be done for it.
+    fn end(&self) -> Option<End> {
+        let (sending, idle) = self.is_sending_or_idle();
+        let state = self.seat.state.borrow();
+        if state.is_cut {
+            return Some(End::Closed);
+        }
+        // A call that still waits when the daemon ends, is undone.
+        if sending || !(state.closing || (idle && self.ended)) {
+            return None;
+        }
+        Some(if !self.ended || self.inbox.is_empty() {
             End::Closed
         } else if self.inbox.is_stranded() {
             Hangup::UnnamedDescriptors.into()
         } else {
             Hangup::EndWithinMessage.into()
-        }
+        })
     }
 
-    /// Begins the calls that have come, until one does not finish at once. Whether there was one.
-    fn begin_calls(&mut self) -> Result<bool, End> {
+    /// Whether something is yet to leave, and whether there is no call.
+    fn is_sending_or_idle(&self) -> (bool, bool) {
+        let state = self.seat.state.borrow();
+        (!state.outbox.is_empty(), matches!(state.call, Current::None))
+    }
+
+    /// Whether to read what comes.
+    fn is_reading(&self) -> bool {
+        let (sending, idle) = self.is_sending_or_idle();
+        // Behind a call that is not finished one read is enough to see the client go.
+        !self.ended && (self.inbox.is_empty() || (idle && !sending)) && !self.is_frozen()
+    }
+
+    /// Begins the calls that have come, until one does not finish at once, or the turn is over. Whether
+    /// there was one.
+    async fn begin_calls(&mut self, turn: &mut Turn<'_>) -> Result<bool, End> {
         let mut began = false;
-        loop {
+        while !(began && turn.is_over()) {
             {
                 let mut state = self.seat.state.borrow_mut();
                 if state.outbox.len() > MUCH_TO_SEND || state.fds > MAX_DESCRIPTORS {
@@ -191,8 +227,9 @@ impl Connection {
                 match &state.call {
                     Current::None if state.closing || self.is_frozen() => return Ok(began),
                     Current::None => {}
-                    Current::Listing(..) => {
-                        self.list_part(&mut state);
+                    Current::Listing(_) => {
+                        let daemon = self.daemon.borrow();
+                        state.list(|pattern, after| daemon.list(self.id, pattern, after, LOOK));
                         began = true;
                         continue;
                     }
@@ -201,22 +238,37 @@ impl Connection {
                     }
                 }
             }
-            let Some(incoming) = self.inbox.next_call()? else { return Ok(began) };
+            let Some(incoming) = self.next_call().await? else { return Ok(began) };
             self.whole_by = None;
             step("before a call");
-            self.begin(incoming);
+            self.begin(incoming, turn).await;
             step("after a call");
             began = true;
         }
+        Ok(began)
     }
 
-    fn begin(&mut self, incoming: Incoming<Descriptor>) {
+    /// The next call that has come.
+    async fn next_call(&mut self) -> Result<Option<Incoming<Descriptor>>, Hangup> {
+        if self.inbox.next_len()?.is_none_or(|len| len <= LONG) {
+            return self.inbox.next_call();
+        }
+        let mut inbox = mem::replace(&mut self.inbox, Inbox::for_calls());
+        let understood = spawn_blocking(move || {
+            let call = inbox.next_call();
+            (inbox, call)
+        });
+        // Fails only when the daemon ends, and everything with it.
+        let Ok((inbox, call)) = understood.await else { return Ok(None) };
+        self.inbox = inbox;
+        call
+    }
+
+    async fn begin(&mut self, incoming: Incoming<Descriptor>, turn: &mut Turn<'_>) {
         let Incoming { request, mode, unused, last } = incoming;
         self.seat.state.borrow_mut().call = Current::Waiting(mode);
         match request {
-            Ok(Request::Stash(call)) => {
-                self.daemon.borrow_mut().handle(Input::Call(self.id, call));
-            }
+            Ok(Request::Stash(call)) => self.call(call, turn).await,
             Ok(Request::GetInfo) => {
                 let info = Info::of_fdstash(env!("CARGO_PKG_VERSION"));
                 self.seat.answer(Ok(Reply::Info(info)), false);
@@ -234,28 +286,23 @@ impl Connection {
         }
     }
 
-    /// Puts the next part of a list into the outbox.
-    fn list_part(&self, state: &mut State) {
-        let Current::Listing(pattern, after) = &mut state.call else { return };
-        let (mut entries, mut next) =
-            self.daemon.borrow().list(self.id, pattern, after.as_ref(), LIST_PART);
-        let fitting = fitting(&entries);
-        if fitting < entries.len() {
-            entries.truncate(fitting);
-            next = entries.last().map(|entry| entry.name.clone());
-        }
-        let continues = next.is_some();
-        *after = next;
-        state.outbox.push(reply::write(Ok(Reply::Listed(entries)), continues), Left::Nothing);
-        if !continues {
-            state.call = Current::None;
-        }
+    /// Makes a call, when it is known what its gifts are.
+    async fn call(&mut self, call: Call<Descriptor>, turn: &mut Turn<'_>) {
+        let input = match inspect_gifts(call, turn).await {
+            Ok(call) => Input::Call(self.id, call),
+            Err((name, errno)) => {
+                tracing::debug!(%name, %errno, "looking at a descriptor failed");
+                let reason = format!("looking at the descriptor failed: {errno}");
+                Input::Misunderstood(self.id, Refusal::NotDurable { reason })
+            }
+        };
+        self.daemon.borrow_mut().handle(input);
     }
 
-    /// Sends what the socket takes. Whether it has taken something.
-    fn flush(&mut self) -> Result<bool, End> {
+    /// Sends what the socket takes, until the turn is over. Whether it has taken something.
+    fn flush(&mut self, turn: &Turn<'_>) -> Result<bool, End> {
         let mut sent = false;
-        loop {
+        while !(sent && turn.is_over()) {
             let mut confirmed = false;
             {
                 let state = &mut *self.seat.state.borrow_mut();
@@ -287,6 +334,7 @@ impl Connection {
                 self.daemon.borrow_mut().handle(Input::Sent(self.id));
             }
         }
+        Ok(sent)
     }
 
     fn send(&self, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<usize> {
@@ -306,26 +354,29 @@ impl Connection {
         }
     }
 
-    async fn wait(&mut self, reading: bool, sending: bool) -> Result<(), End> {
+    /// Waits for the socket or for news, or until something is overdue.
+    async fn wait(&mut self) -> Result<(), End> {
+        let (sending, idle) = self.is_sending_or_idle();
+        let reading = self.is_reading();
+        self.set_deadlines(idle, sending);
         // Behind an unfinished call, or when the client sends no more, no read sees it go.
         let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
         let whole_by = self.whole_by.map(|(by, _)| by);
         let overdue = [whole_by, self.read_by, glance].into_iter().flatten().min();
         let event = async {
             tokio::select! {
-                ready = self.socket.readable(), if reading => ready.map(|()| true),
-                ready = self.socket.writable(), if sending => ready.map(|()| false),
-                () = self.seat.news() => Ok(false),
+                ready = self.socket.readable(), if reading => ready,
+                ready = self.socket.writable(), if sending => ready,
+                () = self.seat.news() => Ok(()),
             }
         };
-        let readable: io::Result<bool> = match overdue {
+        match overdue {
             Some(overdue) => match timeout_at(overdue, event).await {
-                Ok(readable) => readable,
-                Err(_) => return self.overdue(),
+                Ok(ready) => Ok(ready?),
+                Err(_) => self.overdue(),
             },
-            None => event.await,
-        };
-        if readable? { self.read() } else { Ok(()) }
+            None => Ok(event.await?),
+        }
     }
 
     fn overdue(&self) -> Result<(), End> {
@@ -342,8 +393,8 @@ impl Connection {
         if is_hung_up(&self.socket) { Err(End::Closed) } else { Ok(()) }
     }
 
-    /// Reads once.
-    fn read(&mut self) -> Result<(), End> {
+    /// Reads once. Whether something has come, be it the end.
+    fn read(&mut self) -> Result<bool, End> {
         let mut scratch = self.scratch.borrow_mut();
         let Scratch { read: buffer, fds, .. } = &mut *scratch;
         step("before a receive");
@@ -355,7 +406,7 @@ impl Connection {
         match received {
             Ok(Received::Bytes(count)) => {
                 self.inbox.feed(&buffer[..count], fds)?;
-                Ok(())
+                Ok(true)
             }
             Ok(Received::End) => {
                 self.ended = true;
@@ -364,7 +415,7 @@ impl Connection {
                 {
                     return Err(End::Closed);
                 }
-                Ok(())
+                Ok(true)
             }
             Ok(Received::Truncated(_)) => {
                 // To the closer; the drain alone would close them here.
@@ -372,7 +423,7 @@ impl Connection {
                 self.refuse_for_room();
                 Err(Hangup::DescriptorsLost.into())
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -385,6 +436,32 @@ impl Connection {
         // If it does not get even this, it still sees its connection close.
         let _ = self.send(&frame.bytes, &no_fds);
     }
+}
+
+/// What a turn has left undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// Something, perhaps.
+    Left,
+    /// Nothing that can be done without waiting.
+    Done,
+}
+
+/// Finds out what the gifts of a call are, in more than one turn where they are many.
+async fn inspect_gifts(
+    call: Call<Descriptor>,
+    turn: &mut Turn<'_>,
+) -> Result<Call<Inspected<Descriptor>>, (Name, Errno)> {
+    let Call::Give { gifts, clash, ticket } = call else { return call.try_map(inspect) };
+    let mut inspected = Vec::with_capacity(gifts.len());
+    for gift in gifts {
+        if turn.is_over() {
+            turn.let_others().await;
+        }
+        let name = gift.name.clone();
+        inspected.push(gift.try_map(inspect).map_err(|errno| (name, errno))?);
+    }
+    Ok(Call::Give { gifts: inspected, clash, ticket })
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -20,7 +20,7 @@ use rustix::{
 };
 use tokio::{
     net::{UnixListener, UnixStream},
-    task::spawn_local,
+    task::{spawn_local, yield_now},
 };
 
 use crate::{connection::Connection, peer, reminder::Reminder, run::Daemon, steps::step};
@@ -53,7 +53,11 @@ impl Door {
     pub(crate) async fn admit(mut self) {
         loop {
             match self.listener.accept().await {
-                Ok((socket, _)) => self.welcome(socket),
+                Ok((socket, _)) => {
+                    self.welcome(socket);
+                    // Those who are here already are not to wait for all who come.
+                    yield_now().await;
+                }
                 Err(error) => {
                     self.turn_away(&error);
                     tokio::time::sleep(PAUSE).await;

@@ -39,6 +39,7 @@ mod spare;
 mod steps;
 mod store;
 mod systemd;
+mod turns;
 
 use std::{
     io::{IsTerminal, Write},

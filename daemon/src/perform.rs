@@ -1,9 +1,10 @@
 //! Effects carried out, from first to last, without knowing why.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
 use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
+use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::{
     descriptor::Descriptor,
@@ -23,8 +24,7 @@ impl Daemon {
                 Effect::Answer { to, outcome, confirm } => self.answer(to, outcome, confirm),
                 Effect::List { to, pattern } => {
                     let Some(seat) = self.seats.get(&to) else { continue };
-                    let all = pattern.clone();
-                    seat.list(pattern, || self.list(to, &all, None, usize::MAX).0);
+                    seat.list(pattern);
                 }
                 Effect::Open { by, openings } => self.open(by, openings),
                 Effect::Poll(id, fd) => self.hangups.add(id, &fd),
@@ -85,13 +85,25 @@ impl Daemon {
         })
     }
 
-    /// Opens on the blocking pool; what comes of it comes back as an input.
+    /// Opens on the blocking pool, on few of its threads for each user; what comes of it comes back as an
+    /// input, in a turn of the user's.
     fn open(&self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
+        let Some(seat) = self.seats.get(&by) else { return };
+        let (user, seat) = (Rc::clone(&seat.user), Rc::downgrade(seat));
         let (inputs, closer) = (self.inputs.clone(), self.closer().clone());
-        tokio::task::spawn_blocking(move || {
-            let outcome = open_all(&openings, &closer);
-            // Fails only when the daemon ends, and everything with it.
+        spawn_local(async move {
+            let Some(opener) = user.opener().await else { return };
+            if seat.strong_count() == 0 {
+                // Nobody waits for it any more.
+                return;
+            }
+            let opened = spawn_blocking(move || open_all(&openings, &closer)).await;
+            drop(opener);
+            // It fails, and so does what follows, only when the daemon ends, and everything with it.
+            let Ok(outcome) = opened else { return };
+            let turn = user.turn().await;
             let _ = inputs.send(Input::Opened(by, outcome));
+            turn.end().await;
         });
     }
 

@@ -31,7 +31,8 @@ impl Connection {
         let Carried { id, mode, doing, lost, bytes, .. } = carried;
         let call = call_of(&doing, mode);
         let who = peer::who(&socket).unwrap_or_else(|_| peer::nobody());
-        let seat = Rc::new(Seat::at(who.clone(), call, lost));
+        let user = daemon.borrow_mut().users.get(who.peer.uid);
+        let seat = Rc::new(Seat::at(who.clone(), user, call, lost));
         daemon.borrow_mut().resume(id, who, doing, &seat);
         let resumed = UnixStream::from_std(socket.into()).and_then(|socket| {
             let mut connection = Self::new(id, socket, seat, daemon);
@@ -65,7 +66,7 @@ impl Connection {
         let mode = match state.call {
             Current::None | Current::Watching => Mode::Once,
             Current::Waiting(mode) => mode,
-            Current::Listing(..) | Current::Leaving => return None,
+            Current::Listing(_) | Current::Leaving => return None,
         };
         if !state.outbox.is_empty() {
             return None;

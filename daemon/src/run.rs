@@ -13,41 +13,42 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
+use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Peer, Refusal};
 use fdstash_stash::{
     ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash, Who,
 };
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
-    task::spawn_local,
+    task::{spawn_local, yield_now},
 };
 
 use crate::{
     args::Config,
     clock::{self, Alarm},
     closer::Closer,
-    connection::Connection,
+    connection::{Connection, End},
     descriptor::Descriptor,
     handover::Pause,
     hangups::Hangups,
     heart::Heart,
-    inspect::{flags_now, inspect},
+    inspect::flags_now,
     journal::Journal,
     lasting::Lasting,
     mirror::Old,
     policy,
-    reminder::Reminder,
+    reminder::{Reminder, Reminders},
     restore::{Restored, rewrite},
     seat::{Scratch, Seat},
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
+    turns::Users,
 };
 
 /// Everything that can happen.
 pub(crate) enum Input {
     /// A connection makes a call.
-    Call(ConnectionId, Call<Descriptor>),
+    Call(ConnectionId, Call<Inspected<Descriptor>>),
     /// A connection makes a call that the wire refuses.
     Misunderstood(ConnectionId, Refusal),
     /// Files that a call waits for are open, or cannot be opened.
@@ -74,12 +75,15 @@ pub(crate) struct Daemon {
     pub(crate) heart: Heart,
     pub(crate) scratch: Rc<RefCell<Scratch>>,
     pub(crate) seats: BTreeMap<ConnectionId, Rc<Seat>>,
+    pub(crate) users: Users,
     pub(crate) hangups: Rc<Hangups>,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
     /// What steps have led to that is yet to be handled.
     pub(crate) pending: VecDeque<Input>,
     /// Speaks when calls are refused for lack of room.
     pub(crate) reminder: Reminder,
+    /// Speaks when somebody is hung up on.
+    complaints: Reminders,
     closer: Closer,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
@@ -114,11 +118,13 @@ impl Daemon {
             journal,
             heart,
             seats: BTreeMap::new(),
+            users: Users::default(),
             scratch: Rc::new(RefCell::new(Scratch::new())),
             hangups: Rc::new(Hangups::new()?),
             inputs,
             pending: VecDeque::new(),
             reminder: Reminder::default(),
+            complaints: Reminders::default(),
             closer: Closer::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
@@ -178,6 +184,7 @@ impl Daemon {
             loop {
                 for id in hangups.next().await {
                     of_hangups.borrow_mut().handle(Input::HungUp(id));
+                    yield_now().await;
                 }
             }
         });
@@ -258,7 +265,7 @@ impl Daemon {
     /// Gives a connection a seat, or says why there is none.
     pub(crate) fn connect(&mut self, who: Who) -> Result<(ConnectionId, Rc<Seat>), Refusal> {
         let id = self.stash.connect(who.clone())?;
-        let seat = Rc::new(Seat::new(who));
+        let seat = Rc::new(Seat::new(who.clone(), self.users.get(who.peer.uid)));
         self.seats.insert(id, Rc::clone(&seat));
         self.count();
         Ok((id, seat))
@@ -268,6 +275,15 @@ impl Daemon {
     pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
         self.stash.resume(id, who, doing);
         self.seats.insert(id, Rc::clone(seat));
+    }
+
+    /// Tells the log who is hung up on. Whoever breaks the protocol all the time, fills no disk by that.
+    pub(crate) fn complain(&mut self, peer: Peer, reason: &End) {
+        if self.complaints.is_due(peer.uid) {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
+        } else {
+            tracing::debug!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
+        }
     }
 
     /// The next entries that a connection may see, with the flags that have drifted.
@@ -315,16 +331,8 @@ impl Daemon {
         self.places
     }
 
-    /// Finds out what the gifts of a call are, and makes it.
-    fn call(&mut self, by: ConnectionId, call: Call<Descriptor>) -> Effects<Descriptor> {
-        let call = match call.try_map(inspect) {
-            Ok(call) => call,
-            Err((name, errno)) => {
-                tracing::error!(%name, %errno, "looking at a descriptor failed");
-                let reason = format!("looking at the descriptor failed: {errno}");
-                return self.stash.misunderstood(by, Refusal::NotDurable { reason });
-            }
-        };
+    /// Makes a call, if it can be written down.
+    fn call(&mut self, by: ConnectionId, call: Call<Inspected<Descriptor>>) -> Effects<Descriptor> {
         // All that can fail comes before all that changes. For what adds nothing, there is room.
         let added = self.stash.weight_of(&call);
         let needed = if added > 0 { self.stash.weight().promised + added } else { 0 };

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     mem,
     os::fd::OwnedFd,
+    rc::Rc,
     sync::Arc,
 };
 
@@ -11,7 +12,7 @@ use fdstash_proto::{Entry, Frame, Mode, Name, Notice, Outbox, Pattern, Refusal, 
 use fdstash_stash::Who;
 use tokio::sync::Notify;
 
-use crate::descriptor::Descriptor;
+use crate::{descriptor::Descriptor, turns::User};
 
 /// With so many bytes yet to leave, changes are counted for a watcher and no longer told.
 const TOO_MUCH_TO_TELL: usize = 1 << 20;
@@ -19,7 +20,10 @@ const TOO_MUCH_TO_TELL: usize = 1 << 20;
 /// The longest single message that a client can be expected to read, as sd-varlink's do.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// With so many bytes of labels a part of a List is complete, however few entries it has.
+/// How many entries one part of a List has.
+const LIST_PART: usize = 100;
+
+/// With so many bytes a part of a List is complete, however few entries it has.
 const MUCH_TO_LIST: usize = 256 << 10;
 
 /// The most bytes that are read or sent at once.
@@ -41,6 +45,8 @@ impl Scratch {
 /// What the event loop and a connection's task share of it. Owns what waits to be sent.
 pub(crate) struct Seat {
     pub(crate) who: Who,
+    /// Whom its turns are of.
+    pub(crate) user: Rc<User>,
     pub(crate) state: RefCell<State>,
     /// Wakes the task, when something else than its socket has news for it.
     news: Notify,
@@ -73,24 +79,67 @@ pub(crate) enum Current {
     None,
     /// It waits for its answer.
     Waiting(Mode),
-    /// Its answer is a list in parts, after this name.
-    Listing(Pattern, Option<Name>),
+    /// Its answer is a list, which is being written.
+    Listing(List),
     /// Its answer is to be confirmed when it has left.
     Leaving,
     /// It has been answered, and will be again for every change.
     Watching,
 }
 
+/// A list that is being written.
+pub(crate) struct List {
+    pattern: Pattern,
+    /// The name up to which it is.
+    after: Option<Name>,
+    in_parts: bool,
+    /// What is not in the outbox yet.
+    part: reply::Listing,
+}
+
+impl State {
+    /// Goes on with a list, with some entries behind a name, and after which name to go on, if there are
+    /// more.
+    pub(crate) fn list(
+        &mut self,
+        some: impl FnOnce(&Pattern, Option<&Name>) -> (Vec<Entry>, Option<Name>),
+    ) {
+        let Current::Listing(List { pattern, after, in_parts, part }) = &mut self.call else {
+            return;
+        };
+        let (entries, last) = some(pattern, after.as_ref());
+        entries.into_iter().for_each(|entry| part.push(entry));
+        *after = last;
+        let continues = after.is_some();
+        let frame = if !*in_parts && part.bytes() > MAX_ANSWER {
+            let value = i64::try_from(MAX_ANSWER).unwrap_or(i64::MAX);
+            let limit = "bytesPerReply".into();
+            self.call = Current::None;
+            reply::write(Err(Refusal::LimitExceeded { limit, value }), false)
+        } else if !continues {
+            let part = mem::take(part);
+            self.call = Current::None;
+            part.finish(false)
+        } else if *in_parts && (part.entries() >= LIST_PART || part.bytes() >= MUCH_TO_LIST) {
+            mem::take(part).finish(true)
+        } else {
+            return;
+        };
+        self.outbox.push(frame, Left::Nothing);
+    }
+}
+
 impl Seat {
-    pub(crate) fn new(who: Who) -> Self {
-        Self::at(who, Current::None, 0)
+    pub(crate) fn new(who: Who, user: Rc<User>) -> Self {
+        Self::at(who, user, Current::None, 0)
     }
 
     /// One that is at a call already, and was not told of so many changes.
-    pub(crate) fn at(who: Who, call: Current, lost: u64) -> Self {
+    pub(crate) fn at(who: Who, user: Rc<User>, call: Current, lost: u64) -> Self {
         let outbox = Outbox::new();
         let state = State { outbox, call, fds: 0, closing: false, is_cut: false, lost };
-        Self { who, state: RefCell::new(state), news: Notify::new(), awake: Cell::new(false) }
+        let (news, awake) = (Notify::new(), Cell::new(false));
+        Self { who, user, state: RefCell::new(state), news, awake }
     }
 
     /// Answers the connection's call. Whether what is handed out will not leave, because the call
@@ -124,16 +173,15 @@ impl Seat {
     }
 
     /// Begins to answer the connection's List.
-    pub(crate) fn list(&self, pattern: Pattern, one: impl FnOnce() -> Vec<Entry>) {
+    pub(crate) fn list(&self, pattern: Pattern) {
         let mut state = self.state.borrow_mut();
         let Current::Waiting(mode) = state.call else { return };
+        let in_parts = mode == Mode::More;
+        let part = reply::Listing::new();
         state.call = match mode {
-            Mode::More => Current::Listing(pattern, None),
             Mode::Oneway => Current::None,
-            Mode::Once => {
-                let frame = whole_list(one());
-                state.outbox.push(frame, Left::Nothing);
-                Current::None
+            Mode::More | Mode::Once => {
+                Current::Listing(List { pattern, after: None, in_parts, part })
             }
         };
         self.wake();
@@ -208,24 +256,4 @@ pub(crate) enum Answered {
     Sending,
     /// Nobody gets it.
     Unsent,
-}
-
-/// How many of these entries make a part of a List that is not too long; at least one.
-pub(crate) fn fitting(entries: &[Entry]) -> usize {
-    let mut bytes = 0;
-    let fitting = entries.iter().take_while(|entry| {
-        let before = bytes;
-        bytes += entry.labels.iter().map(|(key, note)| key.len() + note.len()).sum::<usize>();
-        before < MUCH_TO_LIST
-    });
-    fitting.count()
-}
-
-fn whole_list(entries: Vec<Entry>) -> Frame<Arc<Descriptor>> {
-    let frame = reply::write(Ok(Reply::Listed(entries)), false);
-    if frame.bytes.len() <= MAX_ANSWER {
-        return frame;
-    }
-    let value = i64::try_from(MAX_ANSWER).unwrap_or(i64::MAX);
-    reply::write(Err(Refusal::LimitExceeded { limit: "bytesPerReply".into(), value }), false)
 }

@@ -136,6 +136,15 @@ impl<F> Inbox<F> {
         (&self.buffer[self.start..], self.supply.0.iter())
     }
 
+    /// How many bytes the next message has, its NUL included, if it is whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Hangup::MessageTooLong`] if it is.
+    pub fn next_len(&mut self) -> Result<Option<usize>, Hangup> {
+        Ok(self.find_end()?.map(|end| end + 1 - self.start))
+    }
+
     /// The next whole message, as a call.
     ///
     /// # Errors

@@ -330,6 +330,57 @@ pub fn write<F>(outcome: Result<Reply<F>, Refusal>, continues: bool) -> Frame<F>
     Frame { bytes, fds }
 }
 
+/// A [`Reply::Listed`] that is written entry by entry, so that nobody else waits for all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    bytes: Vec<u8>,
+    entries: usize,
+}
+
+impl Listing {
+    /// One without entries.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { bytes: br#"{"parameters":{"entries":["#.to_vec(), entries: 0 }
+    }
+
+    /// Adds an entry behind the others.
+    pub fn push(&mut self, entry: Entry) {
+        if self.entries > 0 {
+            self.bytes.push(b',');
+        }
+        self.entries += 1;
+        // As in `to_bytes`, it cannot fail.
+        let _ = serde_json::to_writer(&mut self.bytes, &EntryWire::from(entry));
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// How many bytes it has so far.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The message; `continues` says that another one follows.
+    #[must_use]
+    pub fn finish<F>(mut self, continues: bool) -> Frame<F> {
+        let end: &[u8] = if continues { b"]},\"continues\":true}\0" } else { b"]}}\0" };
+        self.bytes.extend_from_slice(end);
+        Frame { bytes: self.bytes, fds: Vec::new() }
+    }
+}
+
+impl Default for Listing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Reads one message as the reply that is `due`, and takes the descriptors that it names.
 pub(crate) fn read<F>(
     bytes: &[u8],

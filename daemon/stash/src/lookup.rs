@@ -10,6 +10,9 @@ use crate::{
     judge, reopen, stash::Client,
 };
 
+/// With so many bytes that were shown, a part of a List is complete.
+const MUCH_TO_SHOW: usize = 64 << 10;
+
 /// An entry for a List, and its descriptor, lent, to see which flags have drifted.
 #[derive(Debug)]
 pub struct Listed<F> {
@@ -29,8 +32,9 @@ impl<F> Stash<F> {
         effects
     }
 
-    /// The next entries that a connection may know of, in the order of their names, at most `most`,
-    /// and after which name to go on, if there may be more.
+    /// The next entries that a connection may know of, in the order of their names, and after which name
+    /// to go on, if there may be more. Looks at no more than `most` names, be they of interest or not, and
+    /// at fewer where much is kept with them, so that the time it takes is bounded.
     #[must_use]
     pub fn list(
         &self,
@@ -45,20 +49,23 @@ impl<F> Stash<F> {
             Some(name) => Bound::Excluded(name.as_str()),
             None => Bound::Included(prefix),
         };
-        let mut listed = Vec::new();
-        let matching = self
+        let (mut listed, mut weight) = (Vec::new(), 0);
+        let near = self
             .slots
             .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(name, _)| name.as_str().starts_with(prefix))
-            .filter(|(name, _)| pattern.matches(name));
-        for (name, slot) in matching {
-            let Some(kept) = slot.view(by) else { continue };
-            if judge(&self.rules, &client.who, Verb::List, &kept.details) != Verdict::Allowed {
-                continue;
+            .take_while(|(name, _)| name.as_str().starts_with(prefix));
+        for (at, (name, slot)) in near.enumerate() {
+            // The rights first: what one may not know of costs less than a match.
+            let may_know = |kept: &&Kept<F>| {
+                judge(&self.rules, &client.who, Verb::List, &kept.details) == Verdict::Allowed
+                    && pattern.matches(name)
+            };
+            if let Some(kept) = slot.view(by).filter(may_know) {
+                weight += kept.details.weight();
+                let entry = kept.details.show(self.holder(slot));
+                listed.push(Listed { entry, fd: Arc::clone(&kept.fd) });
             }
-            let entry = kept.details.show(self.holder(slot));
-            listed.push(Listed { entry, fd: Arc::clone(&kept.fd) });
-            if listed.len() == most {
+            if at + 1 == most || weight >= MUCH_TO_SHOW {
                 return (listed, Some(name.clone()));
             }
         }

@@ -1,0 +1,434 @@
+//! How long an honest client's calls take while somebody else attacks the daemon.
+//!
+//! `cargo bench --package fdstash-tests --bench honest`, as root, or with names of attacks behind `--`.
+//! An honest user gives, copies and closes on one connection, call by call, once without a pause and once
+//! with one; beside it two processes of another user attack, each in the same way. They take the
+//! processors too, and what that costs is the scheduler's matter: so the calls are measured at first
+//! without anybody else, and then beside two processes that are busy and never touch the daemon. Told are
+//! the median and the 99th percentile of the calls, and what the latter is to those two. Of several rounds
+//! it is the median.
+
+use std::{
+    env,
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fdstash::blocking::Client;
+use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE, socket};
+use kit::{Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, raise_open_files};
+use rustix::{
+    fs::OFlags,
+    process::{Signal, set_parent_process_death_signal},
+};
+use serde_json::{Value, json};
+
+/// How often each is measured.
+const ROUNDS: usize = 3;
+
+/// How long each time.
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Between two calls of who does not ask all the time.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How many processes attack.
+const PROCESSES: usize = 2;
+
+const HONEST: u32 = 61_001;
+const HOSTILE: u32 = 61_002;
+
+/// What somebody does to the daemon at this socket, without end.
+type Act = fn(&Path);
+
+const ATTACKS: [(&str, Act); 17] = [
+    ("silent connections", silent),
+    ("connections that come and go", come_and_go),
+    ("half messages", halves),
+    ("253 gifts each", many_gifts),
+    ("calls on 500 connections", calls),
+    ("watchers who read slowly", watchers),
+    ("takes that wait for its names", waiters),
+    ("lists of 4000 entries", lists),
+    ("lists by a dear pattern", dear_lists),
+    ("opens that hang", opens),
+    ("closes that hang", closes),
+    ("labels of 900 KiB", labels),
+    ("60000 names in a call", many_names),
+    ("1000 closes in a call", many_closes),
+    ("transactions of 1000 gifts", transactions),
+    ("gifts before dear watchers", dear_watchers),
+    ("1000 gifts that expire at once", expiries),
+];
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let [word, name, socket] = &args[..] {
+        if word == "--attack" {
+            return attack(name, Path::new(socket));
+        }
+    }
+    if !kit::is_root() {
+        return kit::skipped("it takes root to be more than one user");
+    }
+    raise_open_files();
+    let told = |name: &&str| args.is_empty() || args.iter().any(|arg| name.contains(&**arg));
+    println!("{:>31}  {:^41}  {:^41}", "", "call after call", "a pause between calls");
+    let head = format!("{:>8} {:>8} {:>10} {:>12}", "median", "99 %", "to idle", "to busy");
+    println!("{:>31}  {head}  {head}", "");
+    let idle = measure(None);
+    print("nobody else", &idle, &[]);
+    let busy = measure(Some("busy"));
+    print("two busy processes", &busy, &[&idle]);
+    for name in ATTACKS.map(|(name, _)| name).iter().filter(|name| told(name)) {
+        print(name, &measure(Some(name)), &[&idle, &busy]);
+    }
+}
+
+/// The median and the 99th percentile, without and with a pause.
+type Figures = [(Duration, Duration); 2];
+
+fn print(name: &str, figures: &Figures, beside: &[&Figures]) {
+    print!("{name:>31}");
+    for (at, (median, late)) in figures.iter().enumerate() {
+        print!("  {:>5} us {:>5} us", median.as_micros(), late.as_micros());
+        for column in 0..2 {
+            let ratio = beside.get(column).map(|to| late.as_secs_f64() / to[at].1.as_secs_f64());
+            print!(" {:>10}", ratio.map_or_else(String::new, |ratio| format!("{ratio:.1} x")));
+        }
+    }
+    println!();
+}
+
+/// The calls of an honest client beside an attack, or alone.
+fn measure(attack: Option<&str>) -> Figures {
+    let mut rounds: [Vec<(Duration, Duration)>; 2] = Default::default();
+    for _ in 0..ROUNDS {
+        let daemon = Daemon::spawn();
+        let fuse = Fuse::mount();
+        let open = || fuse.as_ref().map_or_else(null, |fuse| fuse.open(0, OFlags::RDONLY));
+        let files: Vec<File> = (0..PROCESSES).map(|_| open()).collect();
+        if let Some(fuse) = &fuse {
+            fuse.set(0, Opens::Hang);
+        }
+        let start = |name| files.iter().map(|file| start(name, daemon.socket(), file)).collect();
+        let _attackers: Vec<Group> = attack.map_or_else(Vec::new, start);
+        let mut client = daemon.client_as(&User::new(HONEST));
+        times(&mut client, Duration::ZERO, TIME / 4);
+        rounds[0].push(figures(times(&mut client, Duration::ZERO, TIME)));
+        rounds[1].push(figures(times(&mut client, PAUSE, TIME)));
+    }
+    rounds.map(|mut rounds| {
+        rounds.sort_unstable_by_key(|(_, late)| *late);
+        rounds[rounds.len() / 2]
+    })
+}
+
+fn figures(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// How long each call takes of a client that gives, copies and closes.
+fn times(client: &mut Client, pause: Duration, within: Duration) -> Vec<Duration> {
+    let null = null();
+    let mut shared = gift("honest", null.as_fd());
+    // So that whoever attacks may know of it.
+    shared.share.uids.push(HOSTILE);
+    let shared = [shared];
+    let name = names(["honest"]);
+    let mut times = Vec::new();
+    let until = Instant::now() + within;
+    while Instant::now() < until {
+        for step in 0..3 {
+            let began = Instant::now();
+            match step {
+                0 => drop(client.give(&shared).expect("a give")),
+                1 => drop(client.copy(&name).expect("a copy")),
+                _ => client.close(&name).expect("a close"),
+            }
+            times.push(began.elapsed());
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
+        }
+    }
+    times
+}
+
+/// Starts a process that attacks, and returns when it does.
+fn start(name: &str, socket: &Path, stdin: &File) -> Group {
+    let program = env::current_exe().expect("a program knows where it is");
+    let mut command = Command::new(program);
+    command.args(["--attack", name]).arg(socket).stdout(Stdio::piped());
+    let stdin = stdin.try_clone().expect("a descriptor can be had twice");
+    let mut attacker = Group::spawn(command.stdin(stdin));
+    let said = attacker.first().stdout.take().expect("it was asked for");
+    let mut line = String::new();
+    BufReader::new(said).read_line(&mut line).expect("it says when it is ready");
+    assert_eq!(line, "ready\n", "{name}");
+    attacker
+}
+
+/// What a process does that attacks.
+fn attack(name: &str, socket: &Path) {
+    let dies = set_parent_process_death_signal(Some(Signal::KILL));
+    dies.expect("a process can be told to end with its parent");
+    raise_open_files();
+    let act = ATTACKS.iter().find(|(known, _)| *known == name).map(|(_, act)| *act);
+    User::new(HOSTILE).run(|| act.unwrap_or(busy)(socket));
+}
+
+/// Says that the attack begins, which then goes on.
+fn begin(mut again: impl FnMut()) {
+    println!("ready");
+    loop {
+        again();
+    }
+}
+
+/// Does the same on some threads.
+fn crowd(threads: usize, act: impl Fn(usize) + Sync) {
+    thread::scope(|scope| {
+        let act = &act;
+        (0..threads).for_each(|at| drop(scope.spawn(move || act(at))));
+        println!("ready");
+    });
+}
+
+fn null() -> File {
+    File::open("/dev/null").expect("there is a /dev/null")
+}
+
+fn connected(socket: &Path, count: usize) -> Vec<UnixStream> {
+    let connect = |_| UnixStream::connect(socket).ok();
+    (0..count).filter_map(connect).collect()
+}
+
+/// Names of this process's own.
+fn own_names(count: usize) -> Vec<String> {
+    let process = std::process::id();
+    (0..count).map(|at| format!("hostile/{process}/{at}")).collect()
+}
+
+fn busy(_: &Path) {
+    begin(std::hint::spin_loop);
+}
+
+fn silent(socket: &Path) {
+    let _silent = connected(socket, 1000 / PROCESSES);
+    begin(thread::park);
+}
+
+fn come_and_go(socket: &Path) {
+    begin(|| drop(UnixStream::connect(socket)));
+}
+
+fn halves(socket: &Path) {
+    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let half = &call("Give", &gifts(&["a"]))[..20];
+    begin(|| {
+        for stream in connected(socket, 16) {
+            let _ = socket::send(&stream, half, &nulls);
+        }
+    });
+}
+
+/// Makes the same call again and again on as many connections, with these descriptors.
+fn again(socket: &Path, connections: usize, message: &[u8], fds: &[File]) {
+    crowd(connections, |_| {
+        loop {
+            let mut raw = Raw::connect(socket);
+            while raw.try_send(message, fds) && matches!(raw.try_reply(), Ok(Some(_))) {
+                drop(raw.fds());
+            }
+        }
+    });
+}
+
+fn many_gifts(socket: &Path) {
+    let nulls: Vec<File> = (0..MAX_DESCRIPTORS).map(|_| null()).collect();
+    again(socket, 4, &call("Give", &gifts_of(&own_names(MAX_DESCRIPTORS))), &nulls);
+}
+
+fn gifts_of(names: &[String]) -> Value {
+    gifts(&names.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Calls on many connections, more of them than are answered, and reads what comes.
+fn calls(socket: &Path) {
+    let streams = connected(socket, 500 / PROCESSES);
+    streams.iter().for_each(|it| it.set_nonblocking(true).expect("a socket can be non-blocking"));
+    let one = call("Take", &json!({"names": ["nothing"]}));
+    let many = one.repeat(100);
+    let mut sent = vec![0; streams.len()];
+    let mut buffer = vec![0; 1 << 16];
+    begin(|| {
+        for (mut stream, sent) in streams.iter().zip(&mut sent) {
+            if let Ok(count) = stream.write(&many[*sent..]) {
+                *sent = (*sent + count) % many.len();
+            }
+            while stream.read(&mut buffer).is_ok_and(|count| count == buffer.len()) {}
+        }
+    });
+}
+
+fn watch(socket: &Path, count: usize, pattern: &str) -> Vec<UnixStream> {
+    let watch = json!({
+        "method": "org.fdstash.Stash.Watch", "more": true, "parameters": {"pattern": pattern},
+    });
+    let streams = connected(socket, count);
+    for mut stream in &streams {
+        let _ = stream.write_all(&kit::messages(&[watch.clone()]));
+    }
+    streams
+}
+
+fn watchers(socket: &Path) {
+    let streams = watch(socket, 500 / PROCESSES, "*");
+    streams.iter().for_each(|it| it.set_nonblocking(true).expect("a socket can be non-blocking"));
+    begin(|| {
+        thread::sleep(Duration::from_millis(10));
+        for mut stream in &streams {
+            let _ = stream.read(&mut [0; 1000]);
+        }
+    });
+}
+
+fn waiters(socket: &Path) {
+    // Of names that never come, besides, so that none is served.
+    let take = json!({"names": ["honest", "never"], "timeoutUSec": 600_000_000});
+    let streams = connected(socket, 1000 / PROCESSES);
+    for mut stream in &streams {
+        let _ = stream.write_all(&call("Take", &take));
+    }
+    begin(thread::park);
+}
+
+/// Gives so many entries whose names are as long as names may be.
+fn give_many(socket: &Path, count: usize, long: bool, more: &Value) -> Vec<String> {
+    let mut names = own_names(count);
+    if long {
+        names.iter_mut().for_each(|name| *name = format!("{name:a>255}"));
+    }
+    let mut raw = Raw::connect(socket);
+    for names in names.chunks(200) {
+        let mut gifts = gifts_of(names);
+        for gift in gifts["entries"].as_array_mut().into_iter().flatten() {
+            gift.as_object_mut()
+                .into_iter()
+                .for_each(|gift| gift.extend(more.as_object().cloned().unwrap_or_default()));
+        }
+        let nulls: Vec<File> = names.iter().map(|_| null()).collect();
+        raw.try_send(&call("Give", &gifts), &nulls);
+        let _ = raw.try_reply();
+    }
+    names
+}
+
+fn lists(socket: &Path) {
+    give_many(socket, 4000 / PROCESSES, false, &json!({}));
+    again(socket, 8, &call("List", &json!({})), &[]);
+}
+
+/// A pattern that takes as long as one can.
+fn dear() -> String {
+    format!("*{}b", "?a".repeat(60))
+}
+
+fn dear_lists(socket: &Path) {
+    give_many(socket, 4000 / PROCESSES, true, &json!({}));
+    again(socket, 8, &call("List", &json!({"pattern": dear()})), &[]);
+}
+
+fn opens(socket: &Path) {
+    let file = [File::from(std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor"))];
+    crowd(400, |at| {
+        let name = format!("hangs/{}/{at}", std::process::id());
+        let mut raw = Raw::connect(socket);
+        raw.try_send(&call("Give", &gifts(&[&name])), &file);
+        let _ = raw.try_reply();
+        raw.try_send(&call("Reopen", &json!({"entries": [{"name": name}]})), &[] as &[File]);
+        thread::park();
+    });
+}
+
+/// Has the daemon close sockets whose last close waits for a minute.
+fn closes(socket: &Path) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut unread = Vec::new();
+    let mut raw = Raw::connect(socket);
+    begin(|| {
+        let mut slow = std::net::TcpStream::connect(address).expect("a connection");
+        unread.push(listener.accept().expect("a connection"));
+        let minute = Some(Duration::from_secs(60));
+        rustix::net::sockopt::set_socket_linger(&slow, minute).expect("a socket can linger");
+        slow.set_nonblocking(true).expect("a socket can be non-blocking");
+        while slow.write(&[0; 65536]).is_ok() {}
+        let name = format!("slow/{}", std::process::id());
+        raw.try_send(&call("Give", &gifts(&[&name])), &[slow]);
+        let _ = raw.try_reply();
+        if unread.len() > 2000 {
+            thread::park();
+        }
+    });
+}
+
+fn labels(socket: &Path) {
+    let label = "x".repeat(900 << 10);
+    let name = &own_names(1)[0];
+    let gift = json!({"name": name, "fileDescriptor": 0, "labels": {"note": label}});
+    again(socket, 4, &call("Give", &json!({"entries": [gift]})), &[null()]);
+}
+
+fn many_names(socket: &Path) {
+    let names: Vec<String> = (0..60_000).map(|at| format!("n{at}")).collect();
+    let message = call("Close", &json!({"names": names}));
+    assert!(message.len() < MAX_MESSAGE);
+    again(socket, 4, &message, &[]);
+}
+
+fn many_closes(socket: &Path) {
+    begin(|| {
+        let names = give_many(socket, 1000, false, &json!({}));
+        let mut raw = Raw::connect(socket);
+        raw.try_send(&call("Close", &json!({"names": names})), &[] as &[File]);
+        let _ = raw.try_reply();
+    });
+}
+
+fn transactions(socket: &Path) {
+    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let names = own_names(1000);
+    let mut raw = Raw::connect(socket);
+    let nothing: &[File] = &[];
+    begin(|| {
+        raw.try_send(&call("Begin", &json!({})), nothing);
+        let _ = raw.try_reply();
+        for names in names.chunks(200) {
+            raw.try_send(&call("Give", &gifts_of(names)), &nulls);
+            let _ = raw.try_reply();
+        }
+        raw.try_send(&call("Commit", &json!({})), nothing);
+        let _ = raw.try_reply();
+    });
+}
+
+fn dear_watchers(socket: &Path) {
+    let _watchers = watch(socket, 64 / PROCESSES, &dear());
+    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let names: Vec<String> = own_names(200).iter().map(|name| format!("{name:a>255}")).collect();
+    again(socket, 1, &call("Give", &gifts_of(&names)), &nulls);
+}
+
+fn expiries(socket: &Path) {
+    begin(|| {
+        give_many(socket, 1000, false, &json!({"expireUSec": 50_000}));
+    });
+}
