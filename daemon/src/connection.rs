@@ -141,7 +141,7 @@ impl Connection {
         if let Ok(socket) = self.socket.into_std() {
             self.daemon.borrow().closer().close(socket.into());
         }
-        turn.end().await;
+        drop(turn);
     }
 
     /// Does what can be done in one turn without waiting, and then waits for one thing.
@@ -151,7 +151,7 @@ impl Connection {
         let work = self.work(&mut turn).await;
         // From here on, what is new is not seen.
         self.seat.set_awake(false);
-        turn.end().await;
+        drop(turn);
         if work? == Work::Left {
             return Ok(());
         }

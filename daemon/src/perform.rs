@@ -101,9 +101,9 @@ impl Daemon {
             drop(opener);
             // It fails, and so does what follows, only when the daemon ends, and everything with it.
             let Ok(outcome) = opened else { return };
-            let turn = user.turn().await;
+            let mut turn = user.turn().await;
             let _ = inputs.send(Input::Opened(by, outcome));
-            turn.end().await;
+            turn.let_others().await;
         });
     }
 

@@ -1,9 +1,9 @@
 //! [`Turn`]: when a connection is served. Users take turns, so that whoever asks a thousand times at
 //! once, or on a thousand connections, waits for itself and lets others wait for one turn.
 //!
-//! A user has one turn at a time, which goes round its connections. Between two turns of a user the event
-//! loop looks for whom else there is something to do, and everybody else who is ready has had a turn.
-//! Nobody has one while it waits for a socket or for a file.
+//! A user has one turn at a time, which goes round its connections until its time is over. Between two
+//! turns of a user the event loop looks for whom else there is something to do, and everybody else who is
+//! ready has had a turn. Nobody has one while it waits for a socket or for a file.
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +16,8 @@ use tokio::{
     task::yield_now,
 };
 
-/// How long a turn goes on: what has been begun by then is the last. Some calls, and many times what it
-/// takes to hand the turn over.
+/// How long a turn goes on: what has been begun by then is its last. Enough for some calls, and many times
+/// what it takes to let others have theirs.
 const TURN: Duration = Duration::from_micros(100);
 
 /// How many calls of a user may be at opening files at a time, each on a thread of the pool, which has
@@ -35,7 +35,8 @@ impl Users {
             return user;
         }
         self.0.retain(|_, user| user.strong_count() > 0);
-        let user = Rc::new(User { turn: Mutex::new(()), openers: Semaphore::new(OPENERS) });
+        let turn = Mutex::new(Instant::now() + TURN);
+        let user = Rc::new(User { turn, openers: Semaphore::new(OPENERS) });
         self.0.insert(uid, Rc::downgrade(&user));
         user
     }
@@ -43,16 +44,27 @@ impl Users {
 
 /// What a user's connections share.
 pub(crate) struct User {
-    /// Who has the turn. Those who wait get it in the order in which they came.
-    turn: Mutex<()>,
+    /// When the turn ends or has ended. Whoever has it locked is served; those who wait for that get it in
+    /// the order in which they came.
+    turn: Mutex<Instant>,
     openers: Semaphore,
 }
 
 impl User {
-    /// Waits for a turn.
+    /// Waits for a turn, or for what is left of one that another connection has begun.
     pub(crate) async fn turn(&self) -> Turn<'_> {
-        let guard = self.turn.lock().await;
-        Turn { ends: Instant::now() + TURN, guard }
+        let mut turn = Turn(self.turn.lock().await);
+        let now = Instant::now();
+        if now < *turn.0 {
+            return turn;
+        }
+        if now < *turn.0 + TURN {
+            turn.let_others().await;
+        } else {
+            // They have had time enough.
+            *turn.0 = now + TURN;
+        }
+        turn
     }
 
     /// Waits until one more call may open files. None only if nothing more is to be opened by anybody.
@@ -61,28 +73,26 @@ impl User {
     }
 }
 
-/// A user's turn. It ends by [`Turn::end`], or else the next one could follow at once.
-pub(crate) struct Turn<'a> {
-    ends: Instant,
-    guard: MutexGuard<'a, ()>,
-}
+/// A user's turn.
+pub(crate) struct Turn<'a>(MutexGuard<'a, Instant>);
 
 impl Turn<'_> {
     /// Whether it has gone on for long enough.
     pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= self.ends
+        Instant::now() >= *self.0
     }
 
     /// Lets others have theirs, and then goes on.
     pub(crate) async fn let_others(&mut self) {
-        yield_now().await;
-        self.ends = Instant::now() + TURN;
-    }
-
-    /// Lets others have theirs, and then whoever of this user is next.
-    pub(crate) async fn end(self) {
         // Tokio wakes who yields after it has looked at the sockets, behind those who wait there.
         yield_now().await;
-        drop(self.guard);
+        *self.0 = Instant::now() + TURN;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // What takes longer than a turn is no reason to begin the next one at once.
+        *self.0 = Instant::now().max(*self.0);
     }
 }

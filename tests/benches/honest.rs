@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fdstash::blocking::Client;
+use fdstash::{Error, blocking::Client};
 use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE, socket};
 use kit::{Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, raise_open_files};
 use rustix::{
@@ -81,12 +81,15 @@ fn main() {
     println!("{:>31}  {:^41}  {:^41}", "", "call after call", "a pause between calls");
     let head = format!("{:>8} {:>8} {:>10} {:>12}", "median", "99 %", "to idle", "to busy");
     println!("{:>31}  {head}  {head}", "");
-    let idle = measure(None);
+    let idle = measure(None).expect("nobody stands against it");
     print("nobody else", &idle, &[]);
-    let busy = measure(Some("busy"));
+    let busy = measure(Some("busy")).expect("nobody stands against it");
     print("two busy processes", &busy, &[&idle]);
     for name in ATTACKS.map(|(name, _)| name).iter().filter(|name| told(name)) {
-        print(name, &measure(Some(name)), &[&idle, &busy]);
+        match measure(Some(name)) {
+            Ok(figures) => print(name, &figures, &[&idle, &busy]),
+            Err(error) => println!("{name:>31}  {error}"),
+        }
     }
 }
 
@@ -106,7 +109,7 @@ fn print(name: &str, figures: &Figures, beside: &[&Figures]) {
 }
 
 /// The calls of an honest client beside an attack, or alone.
-fn measure(attack: Option<&str>) -> Figures {
+fn measure(attack: Option<&str>) -> Result<Figures, Error> {
     let mut rounds: [Vec<(Duration, Duration)>; 2] = Default::default();
     for _ in 0..ROUNDS {
         let daemon = Daemon::spawn();
@@ -119,14 +122,14 @@ fn measure(attack: Option<&str>) -> Figures {
         let start = |name| files.iter().map(|file| start(name, daemon.socket(), file)).collect();
         let _attackers: Vec<Group> = attack.map_or_else(Vec::new, start);
         let mut client = daemon.client_as(&User::new(HONEST));
-        times(&mut client, Duration::ZERO, TIME / 4);
-        rounds[0].push(figures(times(&mut client, Duration::ZERO, TIME)));
-        rounds[1].push(figures(times(&mut client, PAUSE, TIME)));
+        times(&mut client, Duration::ZERO, TIME / 4)?;
+        rounds[0].push(figures(times(&mut client, Duration::ZERO, TIME)?));
+        rounds[1].push(figures(times(&mut client, PAUSE, TIME)?));
     }
-    rounds.map(|mut rounds| {
+    Ok(rounds.map(|mut rounds| {
         rounds.sort_unstable_by_key(|(_, late)| *late);
         rounds[rounds.len() / 2]
-    })
+    }))
 }
 
 fn figures(mut times: Vec<Duration>) -> (Duration, Duration) {
@@ -135,7 +138,7 @@ fn figures(mut times: Vec<Duration>) -> (Duration, Duration) {
 }
 
 /// How long each call takes of a client that gives, copies and closes.
-fn times(client: &mut Client, pause: Duration, within: Duration) -> Vec<Duration> {
+fn times(client: &mut Client, pause: Duration, within: Duration) -> Result<Vec<Duration>, Error> {
     let null = null();
     let mut shared = gift("honest", null.as_fd());
     // So that whoever attacks may know of it.
@@ -148,9 +151,9 @@ fn times(client: &mut Client, pause: Duration, within: Duration) -> Vec<Duration
         for step in 0..3 {
             let began = Instant::now();
             match step {
-                0 => drop(client.give(&shared).expect("a give")),
-                1 => drop(client.copy(&name).expect("a copy")),
-                _ => client.close(&name).expect("a close"),
+                0 => drop(client.give(&shared)?),
+                1 => drop(client.copy(&name)?),
+                _ => client.close(&name)?,
             }
             times.push(began.elapsed());
             if !pause.is_zero() {
@@ -158,7 +161,7 @@ fn times(client: &mut Client, pause: Duration, within: Duration) -> Vec<Duration
             }
         }
     }
-    times
+    Ok(times)
 }
 
 /// Starts a process that attacks, and returns when it does.
@@ -190,15 +193,6 @@ fn begin(mut again: impl FnMut()) {
     loop {
         again();
     }
-}
-
-/// Does the same on some threads.
-fn crowd(threads: usize, act: impl Fn(usize) + Sync) {
-    thread::scope(|scope| {
-        let act = &act;
-        (0..threads).for_each(|at| drop(scope.spawn(move || act(at))));
-        println!("ready");
-    });
 }
 
 fn null() -> File {
@@ -239,14 +233,16 @@ fn halves(socket: &Path) {
     });
 }
 
-/// Makes the same call again and again on as many connections, with these descriptors.
+/// Makes the same call again and again on as many connections at a time, with these descriptors.
 fn again(socket: &Path, connections: usize, message: &[u8], fds: &[File]) {
-    crowd(connections, |_| {
-        loop {
-            let mut raw = Raw::connect(socket);
-            while raw.try_send(message, fds) && matches!(raw.try_reply(), Ok(Some(_))) {
-                drop(raw.fds());
+    let mut raws: Vec<Raw> = (0..connections).map(|_| Raw::connect(socket)).collect();
+    begin(|| {
+        raws.iter().for_each(|raw| drop(raw.try_send(message, fds)));
+        for raw in &mut raws {
+            if !matches!(raw.try_reply(), Ok(Some(_))) {
+                *raw = Raw::connect(socket);
             }
+            drop(raw.fds());
         }
     });
 }
@@ -348,14 +344,13 @@ fn dear_lists(socket: &Path) {
 
 fn opens(socket: &Path) {
     let file = [File::from(std::io::stdin().as_fd().try_clone_to_owned().expect("a descriptor"))];
-    crowd(400, |at| {
+    let raws: Vec<Raw> = (0..400).map(|_| Raw::connect(socket)).collect();
+    for (at, raw) in raws.iter().enumerate() {
         let name = format!("hangs/{}/{at}", std::process::id());
-        let mut raw = Raw::connect(socket);
         raw.try_send(&call("Give", &gifts(&[&name])), &file);
-        let _ = raw.try_reply();
         raw.try_send(&call("Reopen", &json!({"entries": [{"name": name}]})), &[] as &[File]);
-        thread::park();
-    });
+    }
+    begin(thread::park);
 }
 
 /// Has the daemon close sockets whose last close waits for a minute.
