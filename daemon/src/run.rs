@@ -217,7 +217,7 @@ impl Daemon {
                     self.stash.disconnect(by, now)
                 }
                 Input::HungUp(id) => self.stash.hung_up(id, now),
-                Input::Rules(rules) => self.stash.set_rules(rules),
+                Input::Rules(rules) => self.stash.set_rules(rules, now),
                 Input::Tick => {
                     // The alarm that rang is off.
                     self.alarm_at = None;
@@ -273,7 +273,7 @@ impl Daemon {
 
     /// Gives a connection its seat back that another server had.
     pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
-        self.stash.resume(id, who, doing);
+        self.stash.resume(id, who, doing, clock::now());
         self.seats.insert(id, Rc::clone(seat));
     }
 
