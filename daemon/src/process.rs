@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{DumpableBehavior, Pid, Signal, set_dumpable_behavior};
 
 use crate::{inherited::set_survives_exec, lasting};
 
@@ -46,6 +46,15 @@ pub(crate) fn settle_signals() {
     }
     // SAFETY: the same.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Closes this process to the others of its user: none of them may look at its descriptors (`/proc`),
+/// get at one (`pidfd_getfd`) or trace it. A process that is cloned from it is so too; one that it
+/// becomes by an exec is open until it says the same. A thread that takes on another user has the kernel
+/// set this anew, to what `fs.suid_dumpable` says.
+pub(crate) fn close_to_others() {
+    // Fails for no such value as this one.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Keeps the signals that the keeper waits for from coming in any other way. For as long as this

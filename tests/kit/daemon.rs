@@ -27,6 +27,7 @@ pub struct Builder {
     open_files: Option<u64>,
     crashing: Option<String>,
     has_own_program: bool,
+    variables: Vec<(String, OsString)>,
 }
 
 impl Builder {
@@ -34,6 +35,13 @@ impl Builder {
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// With one more variable in its environment.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((key.to_owned(), value.into()));
         self
     }
 
@@ -99,6 +107,7 @@ impl Builder {
             }
         };
         command.arg("--socket").arg(&socket).args(["--log", "debug"]).args(&self.args);
+        command.envs(self.variables);
         if let Some(plan) = &self.crashing {
             command.env("FDSTASH_CRASH", plan);
         }
@@ -241,7 +250,11 @@ impl Daemon {
     /// How many descriptors it has open.
     #[must_use]
     pub fn open_descriptors(&self) -> usize {
-        fs::read_dir(of_process(self.pid(), "fd")).map_or(0, Iterator::count)
+        let folder = of_process(self.pid(), "fd");
+        // The folder's size is their number (Linux 6.2), also for who may not look into it.
+        let size = fs::metadata(&folder).map_or(0, |folder| folder.len());
+        let size = usize::try_from(size).unwrap_or_default();
+        if size > 0 { size } else { fs::read_dir(folder).map_or(0, Iterator::count) }
     }
 
     /// How much of the machine's memory it takes, in bytes.

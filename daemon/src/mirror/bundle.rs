@@ -26,7 +26,11 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{inherited::set_survives_exec, journal::memory};
+use crate::{
+    inherited::set_survives_exec,
+    inspect::{identity, look},
+    journal::memory,
+};
 
 /// What every message begins with: whose it is, and how it is to be read.
 const MAGIC: [u8; 8] = *b"fdstash1";
@@ -126,6 +130,12 @@ impl Bundle {
         // The next version of this program empties it before the store has the last hold of it.
         set_survives_exec(&receiver, true)?;
         Ok(Self { sender, receiver: Arc::new(receiver) })
+    }
+
+    /// The device and inode number of each end.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = [self.sender.as_fd(), self.receiver.as_fd()];
+        ends.into_iter().filter_map(|end| look(end).ok()).map(|end| identity(&end))
     }
 
     /// Sends a message that is none of ours.
