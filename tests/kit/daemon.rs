@@ -27,6 +27,7 @@ pub struct Builder {
     open_files: Option<u64>,
     crashing: Option<String>,
     has_own_program: bool,
+    is_capable: bool,
     variables: Vec<(String, OsString)>,
 }
 
@@ -49,6 +50,15 @@ impl Builder {
     #[must_use]
     pub fn user(mut self, user: User) -> Self {
         self.user = Some(user);
+        self
+    }
+
+    /// With those capabilities that the system's unit has it act for other users with, run from a file of
+    /// its own. It takes root.
+    #[must_use]
+    pub fn capable(mut self) -> Self {
+        self.is_capable = true;
+        self.has_own_program = true;
         self
     }
 
@@ -98,6 +108,7 @@ impl Builder {
             path = own.to_str().expect("a plain path").to_owned();
         }
         let mut command = match self.open_files {
+            None if self.is_capable => capable(path, self.user.as_ref().expect("it has a user")),
             None => Command::new(path),
             Some(most) => {
                 let mut shell = Command::new("/bin/sh");
@@ -114,7 +125,9 @@ impl Builder {
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
                 .expect("root can give a folder away");
-            command.uid(user.uid).gid(user.gid);
+            if !self.is_capable {
+                command.uid(user.uid).gid(user.gid);
+            }
         }
         let stderr = File::create(&log).expect("a log can be made");
         let processes = Group::spawn(command.stdin(Stdio::null()).stderr(stderr));
@@ -126,6 +139,17 @@ impl Builder {
         }
         daemon
     }
+}
+
+/// What runs a program as a user with some of root's power.
+fn capable(path: String, user: &User) -> Command {
+    const POWER: &str = "-all,+dac_override,+fowner,+setgid,+setuid";
+    let mut setpriv = Command::new("setpriv");
+    setpriv.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+    setpriv.args(["--clear-groups", "--no-new-privs"]);
+    setpriv.arg(format!("--inh-caps={POWER}")).arg(format!("--ambient-caps={POWER}"));
+    setpriv.arg("--").arg(path);
+    setpriv
 }
 
 /// A running daemon, killed with all its processes when it is dropped.

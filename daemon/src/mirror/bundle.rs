@@ -108,12 +108,12 @@ pub(crate) fn parse(name: &str) -> Option<(u64, u64)> {
 }
 
 /// Whether a descriptor is the receiving end of a bundle that has something in it. Only what this very
-/// user has made can be one, whatever somebody else's socket says.
+/// user has made can be one, or root, whose the daemon may have been, whatever somebody else's says.
 pub(crate) fn is_one(fd: &OwnedFd) -> bool {
     let mut magic = [0; MAGIC.len()];
     let is_packets = socket_type(fd).is_ok_and(|kind| kind == SocketType::SEQPACKET);
     is_packets
-        && socket_peercred(fd).is_ok_and(|maker| maker.uid == geteuid())
+        && socket_peercred(fd).is_ok_and(|maker| maker.uid == geteuid() || maker.uid.is_root())
         && recv(fd, &mut magic, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok()
         && magic == MAGIC
 }
