@@ -379,6 +379,63 @@ fn a_daemon_that_is_nobody_serves_everybody_within_its_power() {
 }
 
 #[test]
+fn a_daemon_with_capabilities_lends_them_to_nobody_but_root() {
+    if !can_be_others() {
+        return;
+    }
+    let (alice, own) = (User::new(ALICE), User::new(BOB));
+    let daemon = Daemon::builder().user(own.clone()).capable().spawn();
+    let of_root = of_root(&daemon, 0o644, &read_only());
+    let unseen = [Reopening { noatime: Some(true), ..Reopening::new(name("a")) }];
+    let wider = |fd| Gift { may_reopen: Some(Access::ReadWrite), ..gift("a", fd) };
+
+    for user in [&alice, &own] {
+        let mut client = daemon.client_as(user);
+        assert_eq!(errno_name(client.give(&[wider(&of_root)])), "EACCES", "{user:?}");
+        client.give(&[gift("a", &of_root)]).unwrap();
+        assert_eq!(errno_name(client.reopen(&unseen)), "EPERM", "{user:?}");
+        client.close(&names(["a"])).unwrap();
+    }
+    // In a group of the file's she may, and so may she what is her own, as ever.
+    fs::set_permissions(daemon.path("of-root"), Permissions::from_mode(0o660)).unwrap();
+    chown(daemon.path("of-root"), Some(0), Some(TEAM)).unwrap();
+    let mut in_team = daemon.client_as(&alice.clone().in_groups(&[TEAM]));
+    in_team.give(&[wider(&of_root)]).unwrap();
+    only(in_team.reopen(&reopening(Access::ReadWrite)).unwrap()).write_at(b"by", 0).unwrap();
+    // Root is root, and what gives no more than is kept is the daemon's to open.
+    fs::set_permissions(daemon.path("of-root"), Permissions::from_mode(0)).unwrap();
+    chown(daemon.path("of-root"), Some(0), Some(0)).unwrap();
+    let mut client = daemon.client();
+    client.give(&[shared(wider(&of_root), &[ALICE], &[])]).unwrap();
+    only(client.reopen(&unseen).unwrap());
+    only(daemon.client_as(&alice).copy_fresh(&names(["a"])).unwrap());
+}
+
+#[test]
+fn a_daemon_with_capabilities_has_them_after_an_upgrade_and_with_a_spare_keeper() {
+    if !can_be_others() {
+        return;
+    }
+    let alice = User::new(ALICE);
+    let mut daemon = Daemon::builder().user(User::new(BOB)).capable().spawn();
+    let path = daemon.path("of-alice");
+    file(&path, "");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    chown(&path, Some(ALICE), Some(ALICE)).unwrap();
+    let read_only = alice.run(|| File::open(&path)).unwrap();
+    let wider = Gift { may_reopen: Some(Access::ReadWrite), ..gift("a", &read_only) };
+    let mut of_alice = daemon.client_as(&alice);
+    of_alice.give(&[wider]).unwrap();
+
+    daemon.upgrade();
+    only(of_alice.reopen(&reopening(Access::ReadWrite)).unwrap());
+    daemon.kill_keeper();
+    wait_until(SOON, || daemon.log().contains("made another"));
+    daemon.kill_server();
+    only(daemon.client_as(&alice).reopen(&reopening(Access::ReadWrite)).unwrap());
+}
+
+#[test]
 fn the_giver_is_who_connected_and_not_who_opened_the_file() {
     if !can_be_others() {
         return;

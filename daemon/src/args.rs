@@ -8,7 +8,7 @@ use fdstash_stash::{Limits, Quota};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
-use crate::{policy, systemd::capacity};
+use crate::{policy, process, systemd::capacity};
 
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
@@ -226,7 +226,7 @@ impl Most {
 /// For a user without `XDG_RUNTIME_DIR`.
 pub(crate) fn default_socket() -> Result<PathBuf> {
     const BELOW: &str = "fdstash/org.fdstash.Stash";
-    if rustix::process::geteuid().is_root() {
+    if process::can_be_others() {
         return Ok(PathBuf::from("/run").join(BELOW));
     }
     match env::var_os("XDG_RUNTIME_DIR") {

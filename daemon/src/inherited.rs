@@ -20,6 +20,7 @@ use rustix::{
 const FIRST: Number = 3;
 
 /// The open descriptors of this process that belong to nobody in it yet.
+#[derive(Clone)]
 pub(crate) struct Inherited {
     /// For each number whether it may be claimed, if it is open.
     free: Vec<bool>,
@@ -105,6 +106,23 @@ impl Inherited {
     /// Takes a descriptor back, to be claimed by its number.
     pub(crate) fn give_back(&mut self, fd: OwnedFd) {
         self.release(fd.into_raw_fd().unsigned_abs());
+    }
+
+    /// Looks at all that are open and none of these.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inherited::all_but`].
+    #[expect(unsafe_code, reason = "whose they are is not known here")]
+    pub(crate) fn look_at_others(&self, mut look: impl FnMut(BorrowedFd<'_>)) -> Result<()> {
+        let is_one = |number: &Number| self.free.get(*number as usize).is_some_and(|free| *free);
+        for number in (0..size_of_table()?).filter(|number| !is_one(number) && is_open(*number)) {
+            let Ok(number) = i32::try_from(number) else { continue };
+            // SAFETY: the borrow ends with the look; a number that is closed meanwhile is an error to
+            // whoever looks, and one that is another's by then is looked at like all others.
+            look(unsafe { BorrowedFd::borrow_raw(number) });
+        }
+        Ok(())
     }
 
     fn release(&mut self, number: Number) {

@@ -161,7 +161,7 @@ impl Lasting {
     }
 
     /// The listening socket, the journal, the policy, and the lock of the place.
-    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let lock = self.place.iter().map(|place| place.lock());
         let [one, other] = &self.journal;
         let of_all = [&self.listener, one, other].into_iter().map(AsFd::as_fd);

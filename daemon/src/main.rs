@@ -23,6 +23,7 @@ mod lasting;
 mod listen;
 mod mirror;
 mod open;
+mod own;
 mod peer;
 mod perform;
 mod place;
@@ -60,7 +61,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    // Before anything else: whoever execs this has these blocked.
+    // Before anything else: whoever execs this has these blocked, and an exec opens it to others.
+    process::close_to_others();
     process::block_signals();
     process::settle_signals();
     // The program may run by another name than its own.

@@ -21,7 +21,7 @@ mod drainer;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
@@ -38,6 +38,7 @@ use fdstash_stash::{
 };
 
 use crate::{
+    inspect::{identity, look},
     mirror::{bundle::Bundle, drainer::Drainer},
     reminder::Reminder,
 };
@@ -108,6 +109,8 @@ struct Shared<F> {
     inbox: Mutex<Inbox<F>>,
     bell: Condvar,
     standing: Mutex<(Standing, Option<Instant>)>,
+    /// The device and inode number of every end of a bundle.
+    ends: Mutex<BTreeSet<(u64, u64)>>,
 }
 
 /// What has been told and not yet been taken in.
@@ -157,6 +160,7 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
             inbox: Mutex::new(Inbox::empty()),
             bell: Condvar::new(),
             standing: Mutex::default(),
+            ends: Mutex::default(),
         });
         let mut worker = Worker {
             shared: Arc::clone(&shared),
@@ -198,7 +202,14 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
     /// Removes bundles of an earlier life, as soon as all that was told before is mirrored and the
     /// store has said so. Owns their ends. To be told once.
     pub(crate) fn retire(&self, old: Old) {
+        let ends = old.ends.iter().filter_map(|end| look(end.as_fd()).ok());
+        self.0.ends().extend(ends.map(|end| identity(&end)));
         self.tell(|inbox| inbox.old = Some(old));
+    }
+
+    /// Whether a file of this device and inode number is an end of a bundle.
+    pub(crate) fn has(&self, identity: (u64, u64)) -> bool {
+        self.0.ends().contains(&identity)
     }
 
     /// Has the thread come to rest, and not begin anything: what it would store while another server
@@ -282,6 +293,10 @@ impl<F> Shared<F> {
     fn lock(&self) -> MutexGuard<'_, Inbox<F>> {
         // Nothing panics while it has the lock.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ends(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn standing(&self) -> MutexGuard<'_, (Standing, Option<Instant>)> {
@@ -409,6 +424,7 @@ impl<F: AsFd, S: Store> Worker<F, S> {
                 // Once, for all that will ever be in it.
                 self.store.store(&bundle::name(self.life, *id), bundle.receiver().as_fd())?;
                 self.told += 1;
+                self.shared.ends().extend(bundle.identities());
                 self.bundles.insert(*id, bundle);
                 Ok(true)
             }
@@ -422,7 +438,12 @@ impl<F: AsFd, S: Store> Worker<F, S> {
             Step::RemoveBundle(id) => {
                 self.store.remove(&bundle::name(self.life, *id))?;
                 // What is yet to be taken off it holds it until then.
-                self.bundles.remove(id);
+                if let Some(bundle) = self.bundles.remove(id) {
+                    let mut ends = self.shared.ends();
+                    for end in bundle.identities() {
+                        ends.remove(&end);
+                    }
+                }
                 Ok(true)
             }
         }

@@ -25,6 +25,7 @@ use crate::{
     errno,
     inspect::{DSYNC, facts, identity, is_hung_up, look, proc_path, target},
     place::{self, Found},
+    process,
     steps::step,
 };
 
@@ -171,8 +172,8 @@ fn with<T: Send>(
     }
 }
 
-/// Opens with the rights of a peer and no others, on a thread that gives up the daemon's and then
-/// ends. Where the daemon is nobody special, it can be its own user and no other.
+/// Opens with the rights of a peer and no others, on a thread that gives up the daemon's, its capabilities
+/// included, and then ends. Where the daemon is nobody special, it can be its own user and no other.
 ///
 /// There is no [`Descriptor`] on that thread: the end of one may add a thread to the pool, and that
 /// would have the peer's rights too, for all that it opens later.
@@ -181,8 +182,7 @@ fn open_as<T: Send>(
     open: impl FnOnce() -> Result<T, Failed> + Send,
 ) -> Result<T, Failed> {
     let peer = who.peer;
-    let own = geteuid();
-    if !own.is_root() && own.as_raw() == peer.uid {
+    if !process::can_be_others() && geteuid().as_raw() == peer.uid {
         return open();
     }
     thread::scope(|scope| {
@@ -194,6 +194,10 @@ fn open_as<T: Send>(
             // Only the effective one: whoever has the real or the saved one may send the thread a
             // signal, and so end the daemon.
             set_thread_res_uid(None, uid, None)?;
+            process::close_to_others();
+            if !uid.is_root() {
+                process::give_up_power()?;
+            }
             open()
         });
         opener.map_err(|_| Errno::AGAIN)?.join().unwrap_or_else(|_| Err(Errno::IO.into()))

@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 use form::KEYS;
 use names::Names;
 
+use crate::process;
+
 pub(crate) use kept::Kept;
 
 /// Where it is if nobody says otherwise.
@@ -61,11 +63,11 @@ struct Text {
 }
 
 impl Place {
-    /// The one that the command line names, or else the usual one: root's stash is the system's.
+    /// The one that the command line names, or else the system's, for a daemon that serves that.
     pub(crate) fn new(named: Option<PathBuf>) -> Self {
         match named {
             Some(file) => Self::Named(file),
-            None if rustix::process::geteuid().is_root() => Self::usual(),
+            None if process::can_be_others() => Self::usual(),
             None => Self::Nowhere,
         }
     }

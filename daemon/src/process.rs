@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::{
+    io::Errno,
+    process::{DumpableBehavior, Pid, Signal, geteuid, set_dumpable_behavior},
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
+};
 
 use crate::{inherited::set_survives_exec, lasting};
 
@@ -46,6 +50,35 @@ pub(crate) fn settle_signals() {
     }
     // SAFETY: the same.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Closes this process to the others of its user: none of them may look at its descriptors (`/proc`),
+/// get at one (`pidfd_getfd`) or trace it. A process that is cloned from it is so too; one that it
+/// becomes by an exec is open until it says the same. A thread that takes on another user has the kernel
+/// set this anew, to what `fs.suid_dumpable` says.
+pub(crate) fn close_to_others() {
+    // Fails for no such value as this one.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Whether this process can take on other users: root's can, and one with the capability. Such a daemon
+/// is the system's, and any other its user's.
+pub(crate) fn can_be_others() -> bool {
+    geteuid().is_root()
+        || capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::SETUID))
+}
+
+/// Gives up all power of this thread beyond that of its user. The kernel does so by itself where root
+/// becomes somebody else, but not where another user does that has capabilities.
+///
+/// # Errors
+///
+/// If it still has some.
+pub(crate) fn give_up_power() -> Result<(), Errno> {
+    let own = capabilities(None)?;
+    set_capabilities(None, CapabilitySets { effective: CapabilitySet::empty(), ..own })?;
+    let left = capabilities(None)?.effective;
+    if left.is_empty() { Ok(()) } else { Err(Errno::PERM) }
 }
 
 /// Keeps the signals that the keeper waits for from coming in any other way. For as long as this

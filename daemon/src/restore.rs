@@ -36,6 +36,8 @@ pub(crate) struct Left {
     replay: Replay,
     carried: Vec<Carried>,
     open: Inherited,
+    /// All that is open for others than this daemon.
+    foreign: Inherited,
     bundles: ManuallyDrop<Vec<OwnedFd>>,
     closed: usize,
 }
@@ -51,6 +53,8 @@ pub(crate) struct Restored {
     /// What the service manager has been given to store, by whomever. Not dropped where this server
     /// fails: the next one comes back to that too, if there is no journal yet.
     pub(crate) bundles: ManuallyDrop<Vec<OwnedFd>>,
+    /// What of all that is open is not this daemon's own.
+    pub(crate) foreign: Inherited,
     /// How many descriptors were closed that nobody knew.
     pub(crate) closed: usize,
     /// How many entries came back.
@@ -95,7 +99,7 @@ pub(crate) fn find(lasting: &Lasting, start: Start) -> Result<Left> {
     let (bundles, closed) = (ManuallyDrop::new(bundles), unknown.len());
     close_all(unknown)?;
     step("after what nobody knew is closed");
-    Ok(Left { replay, carried, open, bundles, closed })
+    Ok(Left { replay, carried, foreign: open.clone(), open, bundles, closed })
 }
 
 /// Closes on a thread of its own, and does not wait for ever. There is no loop yet, and no closer.
@@ -114,7 +118,7 @@ fn close_all(fds: Vec<OwnedFd>) -> Result<()> {
 
 /// Restores what is left.
 pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer) -> Restored {
-    let Left { replay, carried, mut open, bundles, closed } = left;
+    let Left { replay, carried, mut open, foreign, bundles, closed } = left;
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
     for carried in carried {
@@ -142,7 +146,7 @@ pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer
     let (stash, effects) = Stash::restore(config.limits, Keeper::Process, replay, claim_kept);
     step("after a restore");
     let stash = ManuallyDrop::new(stash);
-    Restored { stash, effects, connections, bundles, closed, back, missing }
+    Restored { stash, effects, connections, bundles, foreign, closed, back, missing }
 }
 
 /// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Peer, Refusal};
+use fdstash_proto::{Call, Entry, Gift, Keeper, Name, Pattern, Peer, Refusal};
 use fdstash_stash::{
     ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash, Who,
 };
@@ -36,6 +36,7 @@ use crate::{
     journal::Journal,
     lasting::Lasting,
     mirror::Old,
+    own::Own,
     policy,
     reminder::{Reminder, Reminders},
     restore::{Restored, rewrite},
@@ -88,6 +89,8 @@ pub(crate) struct Daemon {
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
     pub(crate) mirror: Option<DaemonsMirror>,
+    /// What nobody may give it.
+    own: Own,
     status: Status,
     /// The generation of the rules that it goes by.
     rules_of: u64,
@@ -108,7 +111,8 @@ impl Daemon {
         restored: Restored,
         status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
-        let Restored { stash, effects, connections, bundles, closed, back, missing } = restored;
+        let Restored { stash, effects, connections, bundles, foreign, closed, back, missing } =
+            restored;
         let (inputs, received) = mpsc::unbounded_channel();
         let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
         rewrite(&mut journal, &stash).context("writing the journal anew")?;
@@ -129,6 +133,7 @@ impl Daemon {
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
             mirror: None,
+            own: Own::default(),
             status,
             rules_of: 0,
             places: config.limits.places,
@@ -147,6 +152,9 @@ impl Daemon {
                 "came back to what was kept, closed what the last server left over"
             );
         }
+        // Now that it has all that it needs for itself, and nothing from anybody.
+        daemon.borrow_mut().own =
+            Own::find(lasting, &foreign).context("looking at what is open")?;
         daemon.borrow_mut().perform(effects);
         daemon.borrow_mut().load_rules(&lasting.policy);
         for connected in connections {
@@ -331,8 +339,11 @@ impl Daemon {
         self.places
     }
 
-    /// Makes a call, if it can be written down.
+    /// Makes a call, if nothing of it is the daemon's own and it can be written down.
     fn call(&mut self, by: ConnectionId, call: Call<Inspected<Descriptor>>) -> Effects<Descriptor> {
+        if let Some(refusal) = self.own_among(&call) {
+            return self.stash.misunderstood(by, refusal);
+        }
         // All that can fail comes before all that changes. For what adds nothing, there is room.
         let added = self.stash.weight_of(&call);
         let needed = if added > 0 { self.stash.weight().promised + added } else { 0 };
@@ -342,6 +353,21 @@ impl Daemon {
             return self.stash.misunderstood(by, Refusal::NotDurable { reason });
         }
         self.stash.call(by, call, clock::now())
+    }
+
+    /// Why a call is refused that gives what is this daemon's own, if it does.
+    fn own_among(&self, call: &Call<Inspected<Descriptor>>) -> Option<Refusal> {
+        let Call::Give { gifts, .. } = call else { return None };
+        let is_own = |gift: &Gift<Inspected<Descriptor>>| {
+            let Inspected { fd, facts } = &gift.fd;
+            self.own.has(fd, facts)
+                || self
+                    .mirror
+                    .as_ref()
+                    .is_some_and(|mirror| mirror.has((facts.device, facts.inode)))
+        };
+        let at = gifts.iter().position(is_own)?;
+        Some(Refusal::InvalidParameter { parameter: format!("entries[{at}].fileDescriptor") })
     }
 }
 

@@ -33,7 +33,10 @@ use anyhow::{Context, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    net::{
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrAny, SocketAddrUnix,
+        sendmsg,
+    },
     pipe::{PipeFlags, pipe_with},
     time::{ClockId, clock_gettime},
 };
@@ -75,6 +78,13 @@ impl Notify {
         };
         let place = address.with_context(|| format!("NOTIFY_SOCKET is {place:?}"))?;
         Ok(Self { place })
+    }
+
+    /// Where it leads, as the kernel tells it of what is connected there.
+    pub(crate) fn address(&self) -> Option<SocketAddrAny> {
+        let path = self.place.as_pathname().map(SocketAddrUnix::new);
+        let name = || self.place.as_abstract_name().map(SocketAddrUnix::new_abstract_name);
+        path.or_else(name)?.ok().map(SocketAddrAny::from)
     }
 
     /// Sends a message, and waits for room without holding up the event loop. For who is on it.

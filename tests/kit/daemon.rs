@@ -27,6 +27,8 @@ pub struct Builder {
     open_files: Option<u64>,
     crashing: Option<String>,
     has_own_program: bool,
+    is_capable: bool,
+    variables: Vec<(String, OsString)>,
 }
 
 impl Builder {
@@ -37,10 +39,26 @@ impl Builder {
         self
     }
 
+    /// With one more variable in its environment.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((key.to_owned(), value.into()));
+        self
+    }
+
     /// Run by another user, which takes root.
     #[must_use]
     pub fn user(mut self, user: User) -> Self {
         self.user = Some(user);
+        self
+    }
+
+    /// With those capabilities that the system's unit has it act for other users with, run from a file of
+    /// its own. It takes root.
+    #[must_use]
+    pub fn capable(mut self) -> Self {
+        self.is_capable = true;
+        self.has_own_program = true;
         self
     }
 
@@ -90,6 +108,7 @@ impl Builder {
             path = own.to_str().expect("a plain path").to_owned();
         }
         let mut command = match self.open_files {
+            None if self.is_capable => capable(path, self.user.as_ref().expect("it has a user")),
             None => Command::new(path),
             Some(most) => {
                 let mut shell = Command::new("/bin/sh");
@@ -99,13 +118,16 @@ impl Builder {
             }
         };
         command.arg("--socket").arg(&socket).args(["--log", "debug"]).args(&self.args);
+        command.envs(self.variables);
         if let Some(plan) = &self.crashing {
             command.env("FDSTASH_CRASH", plan);
         }
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
                 .expect("root can give a folder away");
-            command.uid(user.uid).gid(user.gid);
+            if !self.is_capable {
+                command.uid(user.uid).gid(user.gid);
+            }
         }
         let stderr = File::create(&log).expect("a log can be made");
         let processes = Group::spawn(command.stdin(Stdio::null()).stderr(stderr));
@@ -117,6 +139,17 @@ impl Builder {
         }
         daemon
     }
+}
+
+/// What runs a program as a user with some of root's power.
+fn capable(path: String, user: &User) -> Command {
+    const POWER: &str = "-all,+dac_override,+fowner,+setgid,+setuid";
+    let mut setpriv = Command::new("setpriv");
+    setpriv.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+    setpriv.args(["--clear-groups", "--no-new-privs"]);
+    setpriv.arg(format!("--inh-caps={POWER}")).arg(format!("--ambient-caps={POWER}"));
+    setpriv.arg("--").arg(path);
+    setpriv
 }
 
 /// A running daemon, killed with all its processes when it is dropped.
@@ -241,7 +274,11 @@ impl Daemon {
     /// How many descriptors it has open.
     #[must_use]
     pub fn open_descriptors(&self) -> usize {
-        fs::read_dir(of_process(self.pid(), "fd")).map_or(0, Iterator::count)
+        let folder = of_process(self.pid(), "fd");
+        // The folder's size is their number (Linux 6.2), also for who may not look into it.
+        let size = fs::metadata(&folder).map_or(0, |folder| folder.len());
+        let size = usize::try_from(size).unwrap_or_default();
+        if size > 0 { size } else { fs::read_dir(folder).map_or(0, Iterator::count) }
     }
 
     /// How much of the machine's memory it takes, in bytes.

@@ -26,7 +26,11 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{inherited::set_survives_exec, journal::memory};
+use crate::{
+    inherited::set_survives_exec,
+    inspect::{identity, look},
+    journal::memory,
+};
 
 /// What every message begins with: whose it is, and how it is to be read.
 const MAGIC: [u8; 8] = *b"fdstash1";
@@ -104,12 +108,12 @@ pub(crate) fn parse(name: &str) -> Option<(u64, u64)> {
 }
 
 /// Whether a descriptor is the receiving end of a bundle that has something in it. Only what this very
-/// user has made can be one, whatever somebody else's socket says.
+/// user has made can be one, or root, whose the daemon may have been, whatever somebody else's says.
 pub(crate) fn is_one(fd: &OwnedFd) -> bool {
     let mut magic = [0; MAGIC.len()];
     let is_packets = socket_type(fd).is_ok_and(|kind| kind == SocketType::SEQPACKET);
     is_packets
-        && socket_peercred(fd).is_ok_and(|maker| maker.uid == geteuid())
+        && socket_peercred(fd).is_ok_and(|maker| maker.uid == geteuid() || maker.uid.is_root())
         && recv(fd, &mut magic, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok()
         && magic == MAGIC
 }
@@ -126,6 +130,12 @@ impl Bundle {
         // The next version of this program empties it before the store has the last hold of it.
         set_survives_exec(&receiver, true)?;
         Ok(Self { sender, receiver: Arc::new(receiver) })
+    }
+
+    /// The device and inode number of each end.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = [self.sender.as_fd(), self.receiver.as_fd()];
+        ends.into_iter().filter_map(|end| look(end).ok()).map(|end| identity(&end))
     }
 
     /// Sends a message that is none of ours.
