@@ -1,5 +1,6 @@
 //! What one user can have, at the quota and one past it, by a flag and by the policy; that it is free
-//! again when what counted has ended; and root's share of everything.
+//! again when what counted has ended; and root's share of everything. It is one file, since all of that
+//! is one table, of which a test is a line.
 
 use std::{
     fs::{self, File, Permissions},
@@ -604,13 +605,13 @@ fn fresh_copy(text: &str) -> Vec<u8> {
 #[track_caller]
 fn assert_rolled_back(reply: &Value) {
     assert_eq!(reply["error"], "org.fdstash.Stash.TransactionState", "{reply}");
-    let reason = reply["parameters"]["reason"].as_str().unwrap();
+    let reason = reply["parameters"]["reason"].as_str().expect("a reason");
     assert!(reason.contains("was rolled back"), "{reason}");
 }
 
 fn busy(reply: &Value) -> &str {
     assert_eq!(reply["error"], "org.fdstash.Stash.Busy", "{reply}");
-    reply["parameters"]["name"].as_str().unwrap()
+    reply["parameters"]["name"].as_str().expect("a name")
 }
 
 /// As many files as this process may ever have open.
