@@ -3,11 +3,13 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use fdstash_proto::{Entry, Explanation, Name, Pattern, Peer, Refusal};
+use fdstash_proto::{Entry, Explanation, Name, Notice, Pattern, Peer, Refusal, Reply};
 
 use crate::{
-    Because, ConnectionId, Effects, Kept, Now, Rules, Stash, Verb, Verdict, Who, entry::Slot,
-    explain, judge, reopen, stash::Client,
+    Because, ConnectionId, Effects, Kept, Now, Rules, Stash, Usage, Verb, Verdict, Who,
+    entry::Slot,
+    explain, judge, reopen,
+    stash::{Client, answer},
 };
 
 /// With so many bytes that were shown, a part of a List is complete.
@@ -71,6 +73,24 @@ impl<F> Stash<F> {
             }
         }
         (listed, None)
+    }
+
+    /// Has a connection told of changes from here on.
+    pub(crate) fn watch(&mut self, by: ConnectionId, pattern: Pattern, effects: &mut Effects<F>) {
+        if !self.watchers.contains_key(&by) {
+            let checked = self.client(by).and_then(|it| self.check_quota(&it.who, Usage::WATCH));
+            if let Err(refusal) = checked {
+                return self.refuse(by, refusal, Vec::new(), effects);
+            }
+        }
+        self.begin_watch(by, pattern);
+        answer(by, Ok(Reply::Notice(Notice::Standing)), effects);
+    }
+
+    pub(crate) fn begin_watch(&mut self, by: ConnectionId, pattern: Pattern) {
+        if self.watchers.insert(by, pattern).is_none() {
+            self.charge_client(by, Usage::WATCH);
+        }
     }
 
     /// Says to root what the rules say to somebody of what everybody sees under a name.

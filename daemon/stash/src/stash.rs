@@ -10,9 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use fdstash_proto::{
-    Call, Change, Keeper, Name, Notice, Pattern, Refusal, Reply, Statistics, Ticket,
-};
+use fdstash_proto::{Call, Change, Keeper, Name, Pattern, Refusal, Reply, Statistics, Ticket};
 
 use crate::{
     Effect, Effects, EntryId, Inspected, Limits, Now, OpenFailure, Rules, Verb, Who,
@@ -341,23 +339,6 @@ impl<F> Stash<F> {
             self.stage(by, name, Then::Gone(Change::Closed), effects);
         }
         self.finish(by, names, Reply::Done, now, effects);
-    }
-
-    fn watch(&mut self, by: ConnectionId, pattern: Pattern, effects: &mut Effects<F>) {
-        if !self.watchers.contains_key(&by) {
-            let checked = self.client(by).and_then(|it| self.check_quota(&it.who, Usage::WATCH));
-            if let Err(refusal) = checked {
-                return self.refuse(by, refusal, Vec::new(), effects);
-            }
-        }
-        self.begin_watch(by, pattern);
-        answer(by, Ok(Reply::Notice(Notice::Standing)), effects);
-    }
-
-    pub(crate) fn begin_watch(&mut self, by: ConnectionId, pattern: Pattern) {
-        if self.watchers.insert(by, pattern).is_none() {
-            self.charge_client(by, Usage::WATCH);
-        }
     }
 
     pub(crate) fn refuse(

@@ -269,7 +269,15 @@ impl Model {
         let (is_over, then) = match call {
             Call::Commit { .. } => (true, "none is open now, begin again"),
             Call::Rollback => (true, ""),
-            _ => (false, "call Rollback, and begin again"),
+            Call::Give { .. }
+            | Call::Take { .. }
+            | Call::Close { .. }
+            | Call::Reopen { .. }
+            | Call::Begin
+            | Call::List { .. }
+            | Call::Watch { .. }
+            | Call::GetStatistics
+            | Call::ExplainPolicy { .. } => (false, "call Rollback, and begin again"),
         };
         self.client(by).has_failed = !is_over;
         if then.is_empty() {

@@ -52,6 +52,24 @@ fn an_exclusive_give_of_a_taken_name_keeps_what_is_there() {
 }
 
 #[test]
+fn an_exclusive_give_tells_no_more_of_what_is_hidden_than_any_other() {
+    let mut stage = Stage::new();
+    let [owner, friend, stranger] = [("owner", 1), ("friend", 2), ("stranger", 3)]
+        .map(|(called, uid)| stage.connect(called, uid));
+    stage.call(owner, give([shared([2], gift("disk", "old"))]));
+
+    let exclusive =
+        |fd| Call::Give { gifts: vec![gift("disk", fd)], clash: Clash::Refuse, ticket: None };
+    let knows = stage.call(friend, exclusive("1"));
+    let hidden = stage.call(stranger, exclusive("2"));
+    let plain = stage.call(stranger, give([gift("disk", "2")]));
+
+    assert_eq!(knows, ["friend: AlreadyExists disk", "close 1"]);
+    assert_eq!(hidden, ["stranger: AccessDenied give disk", "close 2"]);
+    assert_eq!(hidden, plain);
+}
+
+#[test]
 fn nobody_gives_over_what_he_may_not_close() {
     let mut stage = Stage::new();
     let (owner, friend, stranger) =

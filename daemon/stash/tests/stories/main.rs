@@ -3,6 +3,7 @@
 
 mod closing;
 mod giving;
+mod idling;
 mod limits;
 mod reopening;
 mod repeating;

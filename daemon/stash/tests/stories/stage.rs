@@ -12,12 +12,13 @@
 use std::{collections::BTreeMap, iter, sync::Arc};
 
 use fdstash_proto::{
-    Access, Call, Clash, Entry, Flags, Gift, Keeper, Kind, Mode, Name, Pattern, Peer, Refusal,
-    Reopening, Reply, Share, Taking, Ticket,
+    Access, Call, Clash, Entry, Flags, Gift, Keeper, Kind, Labels, Mode, Name, Pattern, Peer,
+    Refusal, Reopening, Reply, Share, Taking, Ticket,
 };
 use fdstash_stash::{
     Begin, Carried, ConnectionId, Doing, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits,
-    Line, Now, OpenFailure, Opening, Record, Replay, Rights, Stash, Who, write_handover,
+    Line, Now, OpenFailure, Opening, Quota, Record, Replay, Rights, Rules, Stash, Who,
+    write_handover,
 };
 
 /// What stands in the place of a descriptor.
@@ -26,6 +27,8 @@ pub(crate) type Word = &'static str;
 /// A stash, its connections and its clock.
 pub(crate) struct Stage {
     pub(crate) stash: Stash<Word>,
+    limits: Limits,
+    rules: Rules,
     now_usec: u64,
     connections: BTreeMap<ConnectionId, Word>,
     people: BTreeMap<ConnectionId, Who>,
@@ -43,9 +46,19 @@ impl Stage {
     }
 
     pub(crate) fn with_room_for(entries: usize, connections: usize, places: usize) -> Self {
-        let limits = Limits::new(entries, connections, places);
+        Self::with_limits(Limits::new(entries, connections, places))
+    }
+
+    /// With room for all, and so much of it for each user.
+    pub(crate) fn with_quota(quota: Quota) -> Self {
+        Self::with_limits(Limits { quota, ..Limits::new(100, 100, 200) })
+    }
+
+    pub(crate) fn with_limits(limits: Limits) -> Self {
         Self {
             stash: Stash::new(limits, Keeper::Process),
+            limits,
+            rules: Rules::default(),
             now_usec: 0,
             connections: BTreeMap::new(),
             people: BTreeMap::new(),
@@ -124,15 +137,22 @@ impl Stage {
         let fds: BTreeMap<_, _> =
             self.stash.kept().map(|kept| (kept.details.id, Arc::clone(&kept.fd))).collect();
         let carried = replay.take_carried();
-        let limits = Limits::new(100, 100, 200);
         let claim = |kept: &Kept<_>| fds.get(&kept.details.id).cloned();
-        let (stash, mut effects) = Stash::restore(limits, Keeper::Process, replay, claim);
+        let (stash, mut effects) = Stash::restore(self.limits, Keeper::Process, replay, claim);
         self.stash = stash;
         self.journal = journal_of(&self.stash);
+        effects.extend(self.stash.set_rules(self.rules.clone(), self.now()));
         for Carried { id, doing, .. } in carried {
             self.stash.resume(id, self.people[&id].clone(), doing, self.now());
         }
         effects.extend(self.stash.go_without(self.now()));
+        self.tell(effects)
+    }
+
+    /// Other rules are in force from here on.
+    pub(crate) fn set_rules(&mut self, rules: Rules) -> Vec<String> {
+        self.rules = rules.clone();
+        let effects = self.stash.set_rules(rules, self.now());
         self.tell(effects)
     }
 
@@ -251,6 +271,11 @@ pub(crate) fn polled(gift: Gift<Inspected<Word>>) -> Gift<Inspected<Word>> {
 /// The same gift, to be closed after so long.
 pub(crate) fn expiring(after_usec: u64, gift: Gift<Inspected<Word>>) -> Gift<Inspected<Word>> {
     Gift { expire_usec: Some(after_usec), ..gift }
+}
+
+/// The same gift, with a label of one byte and this.
+pub(crate) fn labelled(note: &str, gift: Gift<Inspected<Word>>) -> Gift<Inspected<Word>> {
+    Gift { labels: Labels::from([("k".into(), note.into())]), ..gift }
 }
 
 /// The same gift, for these users too.
