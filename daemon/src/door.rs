@@ -70,7 +70,9 @@ impl Door {
         let who = match peer::who(&socket) {
             Ok(who) => who,
             Err(error) => {
-                tracing::warn!(%error, "hanging up on a peer whom the kernel does not know");
+                if self.reminder.is_due() {
+                    tracing::warn!(%error, "hanging up on a peer whom the kernel does not know");
+                }
                 return;
             }
         };
@@ -97,7 +99,9 @@ impl Door {
     fn turn_away(&mut self, error: &io::Error) {
         let errno = error.raw_os_error().map(Errno::from_raw_os_error);
         if !matches!(errno, Some(Errno::MFILE | Errno::NFILE)) {
-            tracing::error!(%error, "accepting a connection failed, trying again");
+            if self.reminder.is_due() {
+                tracing::error!(%error, "accepting a connection failed, trying again");
+            }
             return;
         }
         self.remind("no descriptors left");

@@ -8,11 +8,11 @@ mod idl;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fdstash_proto::{
-    Access, Call, Change, Clash, Entry, Explanation, Flags, Gift, Handed, Hangup, INTERFACE,
+    Access, Call, Change, Clash, Entry, Explanation, Flags, Frame, Gift, Handed, Hangup, INTERFACE,
     INTERFACE_NAME, Inbox, Incoming, Info, Keeper, Kind, Labels, MAX_DESCRIPTORS, Mirror, Mode,
     Name, Notice, Pattern, Peer, Reason, Refusal, Reopening, Reply, Request, SERVICE, SERVICE_NAME,
     Share, Statistics, Taking, Ticket, Verb, Verdict, call,
-    reply::{self, Answer, Expect, Refused},
+    reply::{self, Answer, Expect, Listing, Refused},
 };
 use idl::{Field, Interface, Type};
 use serde::{Serialize, de::DeserializeOwned};
@@ -603,6 +603,22 @@ fn every_call() -> Vec<Call<u32>> {
         Call::ExplainPolicy { uid: 0, gids: vec![], verb: Verb::Give, name: name("a") },
         Call::ExplainPolicy { uid: 1, gids: vec![2, 3], verb: Verb::ReopenByPath, name: name("a") },
     ]
+}
+
+#[test]
+fn a_list_that_is_written_entry_by_entry_is_the_same_message() {
+    for count in 0..=2 {
+        for continues in [false, true] {
+            let entries: Vec<_> = entries().into_iter().take(count).collect();
+            let whole: Frame<u32> = reply::write(Ok(Reply::Listed(entries.clone())), continues);
+
+            let mut listing = Listing::new();
+            entries.into_iter().for_each(|entry| listing.push(entry));
+
+            assert_eq!(listing.entries(), count);
+            assert_eq!(listing.finish(continues), whole);
+        }
+    }
 }
 
 /// What a method answers, with as little and with as much in it as there can be.

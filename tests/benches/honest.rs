@@ -7,6 +7,9 @@
 //! without anybody else, and then beside two processes that are busy and never touch the daemon. Told are
 //! the median and the 99th percentile of the calls, and what the latter is to those two. Of several rounds
 //! it is the median.
+//!
+//! With the word `first` the honest client and the daemon come first wherever they want a processor (a
+//! nice value of -15), which leaves what the daemon itself lets them wait for.
 
 use std::{
     env,
@@ -24,7 +27,7 @@ use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE, socket};
 use kit::{Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, raise_open_files};
 use rustix::{
     fs::OFlags,
-    process::{Signal, set_parent_process_death_signal},
+    process::{Signal, set_parent_process_death_signal, setpriority_process},
 };
 use serde_json::{Value, json};
 
@@ -36,6 +39,9 @@ const TIME: Duration = Duration::from_millis(1500);
 
 /// Between two calls of who does not ask all the time.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// The nice value of who comes first.
+const FIRST: i32 = -15;
 
 /// How many processes attack.
 const PROCESSES: usize = 2;
@@ -77,6 +83,11 @@ fn main() {
         return kit::skipped("it takes root to be more than one user");
     }
     raise_open_files();
+    let (first, args): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| arg == "first");
+    if !first.is_empty() {
+        // The daemon has it from its parent.
+        setpriority_process(None, FIRST).expect("root can have any priority");
+    }
     let told = |name: &&str| args.is_empty() || args.iter().any(|arg| name.contains(&**arg));
     println!("{:>31}  {:^41}  {:^41}", "", "call after call", "a pause between calls");
     let head = format!("{:>8} {:>8} {:>10} {:>12}", "median", "99 %", "to idle", "to busy");
@@ -183,6 +194,7 @@ fn attack(name: &str, socket: &Path) {
     let dies = set_parent_process_death_signal(Some(Signal::KILL));
     dies.expect("a process can be told to end with its parent");
     raise_open_files();
+    setpriority_process(None, 0).expect("a process can have less priority");
     let act = ATTACKS.iter().find(|(known, _)| *known == name).map(|(_, act)| *act);
     User::new(HOSTILE).run(|| act.unwrap_or(busy)(socket));
 }
@@ -237,9 +249,9 @@ fn halves(socket: &Path) {
 fn again(socket: &Path, connections: usize, message: &[u8], fds: &[File]) {
     let mut raws: Vec<Raw> = (0..connections).map(|_| Raw::connect(socket)).collect();
     begin(|| {
-        raws.iter().for_each(|raw| drop(raw.try_send(message, fds)));
-        for raw in &mut raws {
-            if !matches!(raw.try_reply(), Ok(Some(_))) {
+        let sent: Vec<bool> = raws.iter().map(|raw| raw.try_send(message, fds)).collect();
+        for (raw, sent) in raws.iter_mut().zip(sent) {
+            if !sent || !matches!(raw.try_reply(), Ok(Some(_))) {
                 *raw = Raw::connect(socket);
             }
             drop(raw.fds());
