@@ -17,6 +17,7 @@ use fdstash_proto::{
     socket::{self, Received},
 };
 use fdstash_stash::ConnectionId;
+use rustix::io::Errno;
 use tokio::{
     io::Interest,
     net::UnixStream,
@@ -38,6 +39,9 @@ const STRANDED_TIME: Duration = Duration::from_millis(250);
 
 /// How often to look whether a client is still there of which nothing is read.
 const GLANCE: Duration = Duration::from_secs(1);
+
+/// How long to wait where the kernel passes on no more descriptors of this daemon's user for now.
+const CONGESTION: Duration = Duration::from_millis(20);
 
 /// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
 /// message has: those that were opened for the client take room here until it reads.
@@ -61,6 +65,9 @@ pub(crate) enum End {
     /// The client read nothing for too long.
     #[error("it read nothing of what was sent for too long")]
     NotReading,
+    /// Others of the daemon's user had too many descriptors under way for too long.
+    #[error("too many descriptors of this daemon's user are on their way elsewhere")]
+    Congested,
     /// The socket failed.
     #[error(transparent)]
     Socket(#[from] io::Error),
@@ -84,6 +91,9 @@ pub(crate) struct Connection {
     whole_by: Option<(Instant, bool)>,
     /// When it must have read some of what it was sent.
     read_by: Option<Instant>,
+    /// When to try again to send what the kernel did not pass on (ETOOMANYREFS): the descriptors under way
+    /// are counted for each user, whoever sent them and whoever does not fetch them.
+    again_at: Option<Instant>,
 }
 
 impl Connection {
@@ -108,6 +118,7 @@ impl Connection {
             ended: false,
             whole_by: None,
             read_by: None,
+            again_at: None,
         }
     }
 
@@ -125,7 +136,11 @@ impl Connection {
             End::Socket(error) if is_gone(error) => {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed");
             }
-            End::Hangup(_) | End::HalfMessage | End::NotReading | End::Socket(_) => {
+            End::Hangup(_)
+            | End::HalfMessage
+            | End::NotReading
+            | End::Congested
+            | End::Socket(_) => {
                 tracing::warn!(uid = peer.uid, pid = peer.pid, reason = %end, "hanging up");
             }
         }
@@ -165,7 +180,7 @@ impl Connection {
         // Behind a call that is not finished one read is enough to see the client go.
         let reading = !self.ended && (self.inbox.is_empty() || (idle && !sending));
         self.seat.set_awake(false);
-        self.wait(reading, sending).await
+        self.wait(reading, sending && self.again_at.is_none()).await
     }
 
     /// How a connection ends that nothing more is to be done for.
@@ -255,6 +270,9 @@ impl Connection {
     /// Sends what the socket takes. Whether it has taken something.
     fn flush(&mut self) -> Result<bool, End> {
         let mut sent = false;
+        if self.again_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(sent);
+        }
         loop {
             let mut confirmed = false;
             {
@@ -271,8 +289,13 @@ impl Connection {
                 let count = match sending {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+                    Err(error) if is_congested(&error) => {
+                        self.again_at = Some(Instant::now() + CONGESTION);
+                        return Ok(sent);
+                    }
                     Err(error) => return Err(error.into()),
                 };
+                self.again_at = None;
                 state.outbox.advance(count, |frame, left| {
                     confirmed |= left == Left::Confirm;
                     state.fds -= frame.fds.len();
@@ -310,7 +333,7 @@ impl Connection {
         // Behind an unfinished call, or when the client sends no more, no read sees it go.
         let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
         let whole_by = self.whole_by.map(|(by, _)| by);
-        let overdue = [whole_by, self.read_by, glance].into_iter().flatten().min();
+        let overdue = [whole_by, self.read_by, self.again_at, glance].into_iter().flatten().min();
         let event = async {
             tokio::select! {
                 ready = self.socket.readable(), if reading => ready.map(|()| true),
@@ -331,7 +354,7 @@ impl Connection {
     fn overdue(&self) -> Result<(), End> {
         let now = Instant::now();
         if self.read_by.is_some_and(|by| by <= now) {
-            return Err(End::NotReading);
+            return Err(if self.again_at.is_some() { End::Congested } else { End::NotReading });
         }
         if self.whole_by.is_some_and(|(by, _)| by <= now) {
             return Err(match self.inbox.is_stranded() {
@@ -385,6 +408,10 @@ impl Connection {
         // If it does not get even this, it still sees its connection close.
         let _ = self.send(&frame.bytes, &no_fds);
     }
+}
+
+fn is_congested(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 
 fn is_gone(error: &io::Error) -> bool {
