@@ -11,7 +11,7 @@ use std::{
 };
 
 use fdstash::{Access, Error, Gift, Refusal, Reopening, Share, blocking::Client};
-use kit::{Daemon, User, file, gift, is_root, name, names, only, skipped};
+use kit::{Daemon, Fuse, User, file, gift, is_root, name, names, only, skipped};
 use rustix::{
     fs::{
         CWD, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, memfd_create,
@@ -331,4 +331,28 @@ fn what_only_the_daemon_may_open_is_opened_by_it_and_nothing_else() {
     assert_eq!(errno_name(of_bob.reopen(&two)), "EACCES");
     let clients: &mut Client = &mut of_alice;
     only(clients.reopen(&to(Access::ReadWrite)).unwrap());
+}
+
+#[test]
+fn what_a_file_system_shows_to_its_user_alone_is_kept_by_that_users_daemon() {
+    if !can_be_others() {
+        return;
+    }
+    let alice = User::new(ALICE);
+    let Some(fuse) = Fuse::mount_for(Some(&alice)) else {
+        return skipped("a FUSE file system takes root, and /dev/fuse");
+    };
+    let opened = alice.run(|| fuse.open(7, OFlags::empty()));
+    let daemon = Daemon::spawn();
+    let of_alice = Daemon::builder().user(alice.clone()).spawn();
+
+    // Not even root may look at it.
+    let refused = refusal(daemon.client_as(&alice).give(&[gift("a", &opened)]));
+    let Refusal::NotDurable { reason } = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("looking at the descriptor failed"), "{reason}");
+
+    let mut client = of_alice.client_as(&alice);
+    client.give(&[gift("a", &opened)]).unwrap();
+    only(client.copy_fresh(&names(["a"])).unwrap());
+    only(client.reopen(&to(Access::Read)).unwrap());
 }

@@ -123,6 +123,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_where_everybody_has_a_number_nobody_has_none() {
+        for (map, expected) in [
+            ("         0          0 4294967295\n", true),
+            ("0 0 65536\n65536 65536 4294901759\n", true),
+            ("0 0 4294967294\n", false),
+            ("0 100000 65536\n", false),
+            ("0 1000 1\n1 100000 65536\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_whole(map), expected, "{map:?}");
+        }
+    }
+
+    #[test]
     fn a_peer_of_our_own_is_us() {
         let (one, _other) = UnixStream::pair().unwrap();
 

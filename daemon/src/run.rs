@@ -320,7 +320,7 @@ impl Daemon {
         let call = match call.try_map(inspect) {
             Ok(call) => call,
             Err((name, errno)) => {
-                tracing::error!(%name, %errno, "looking at a descriptor failed");
+                tracing::debug!(%name, %errno, "looking at a descriptor failed");
                 let reason = format!("looking at the descriptor failed: {errno}");
                 return self.stash.misunderstood(by, Refusal::NotDurable { reason });
             }
