@@ -15,7 +15,7 @@ use kit::{
     Daemon, Lease, Raw, SOON, call, file, gift, gifts, messages, name, names, only, pattern,
     wait_until,
 };
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 const INTERFACE: &str = "org.fdstash.Stash";
@@ -663,11 +663,12 @@ fn a_descriptor_that_is_slow_to_close_holds_nobody_up() {
     let raw = daemon.raw();
 
     // So that it is among what the daemon has not read when it hangs up.
-    daemon.signal(Signal::STOP);
+    let (server, _) = daemon.server();
+    kill_process(server, Signal::STOP).unwrap();
     raw.send(b"garbage\0", &nulls(1));
     raw.send(b"more", &[slow.as_fd()]);
     drop(slow);
-    daemon.signal(Signal::CONT);
+    kill_process(server, Signal::CONT).unwrap();
     wait_until(SOON, || daemon.log().contains("hanging up"));
     let began = Instant::now();
     let connections = daemon.statistics().connections;

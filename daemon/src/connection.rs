@@ -42,6 +42,9 @@ const STRANDED_TIME: Duration = Duration::from_millis(250);
 /// How often to look whether a client is still there of which nothing is read.
 const GLANCE: Duration = Duration::from_secs(1);
 
+/// How long to wait where the kernel passes on no more descriptors of this daemon's user for now.
+const CONGESTION: Duration = Duration::from_millis(20);
+
 /// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
 /// message has: those that were opened for the client take room here until it reads.
 const MUCH_TO_SEND: usize = 256 << 10;
@@ -67,6 +70,9 @@ pub(crate) enum End {
     /// The client read nothing for too long.
     #[error("it read nothing of what was sent for too long")]
     NotReading,
+    /// Others of the daemon's user had too many descriptors under way for too long.
+    #[error("too many descriptors of this daemon's user are on their way elsewhere")]
+    Congested,
     /// The socket failed.
     #[error(transparent)]
     Socket(#[from] io::Error),
@@ -90,6 +96,9 @@ pub(crate) struct Connection {
     whole_by: Option<(Instant, bool)>,
     /// When it must have read some of what it was sent.
     read_by: Option<Instant>,
+    /// When to try again to send what the kernel did not pass on (ETOOMANYREFS): the descriptors under way
+    /// are counted for each user, whoever sent them and whoever does not fetch them.
+    again_at: Option<Instant>,
 }
 
 impl Connection {
@@ -114,6 +123,7 @@ impl Connection {
             ended: false,
             whole_by: None,
             read_by: None,
+            again_at: None,
         }
     }
 
@@ -132,7 +142,11 @@ impl Connection {
             End::Socket(error) if is_gone(error) => {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed");
             }
-            End::Hangup(_) | End::HalfMessage | End::NotReading | End::Socket(_) => {
+            End::Hangup(_)
+            | End::HalfMessage
+            | End::NotReading
+            | End::Congested
+            | End::Socket(_) => {
                 self.daemon.borrow_mut().complain(peer, &end);
             }
         }
@@ -302,6 +316,9 @@ impl Connection {
     /// Sends what the socket takes, until the turn is over. Whether it has taken something.
     fn flush(&mut self, turn: &Turn<'_>) -> Result<bool, End> {
         let mut sent = false;
+        if self.again_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(sent);
+        }
         while !(sent && turn.is_over()) {
             let mut confirmed = false;
             {
@@ -318,8 +335,13 @@ impl Connection {
                 let count = match sending {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+                    Err(error) if is_congested(&error) => {
+                        self.again_at = Some(Instant::now() + CONGESTION);
+                        return Ok(sent);
+                    }
                     Err(error) => return Err(error.into()),
                 };
+                self.again_at = None;
                 state.outbox.advance(count, |frame, left| {
                     confirmed |= left == Left::Confirm;
                     state.fds -= frame.fds.len();
@@ -359,10 +381,11 @@ impl Connection {
         let (sending, idle) = self.is_sending_or_idle();
         let reading = self.is_reading();
         self.set_deadlines(idle, sending);
+        let sending = sending && self.again_at.is_none();
         // Behind an unfinished call, or when the client sends no more, no read sees it go.
         let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
         let whole_by = self.whole_by.map(|(by, _)| by);
-        let overdue = [whole_by, self.read_by, glance].into_iter().flatten().min();
+        let overdue = [whole_by, self.read_by, self.again_at, glance].into_iter().flatten().min();
         let event = async {
             tokio::select! {
                 ready = self.socket.readable(), if reading => ready,
@@ -382,7 +405,7 @@ impl Connection {
     fn overdue(&self) -> Result<(), End> {
         let now = Instant::now();
         if self.read_by.is_some_and(|by| by <= now) {
-            return Err(End::NotReading);
+            return Err(if self.again_at.is_some() { End::Congested } else { End::NotReading });
         }
         if self.whole_by.is_some_and(|(by, _)| by <= now) {
             return Err(match self.inbox.is_stranded() {
@@ -462,6 +485,10 @@ async fn inspect_gifts(
         inspected.push(gift.try_map(inspect).map_err(|errno| (name, errno))?);
     }
     Ok(Call::Give { gifts: inspected, clash, ticket })
+}
+
+fn is_congested(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -20,7 +20,8 @@ pub(crate) const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
 ///
 /// # Errors
 ///
-/// The kernel's; no descriptor is known to have one.
+/// The kernel's: EACCES for what is on a FUSE file system that shows itself to its own user alone, which
+/// is whoever has it as real, effective and saved user, and so none of our threads.
 pub(crate) fn inspect(fd: Descriptor) -> Result<Inspected<Descriptor>, Errno> {
     let facts = facts(fd.as_fd(), &look(fd.as_fd())?, target(fd.as_fd()))?;
     Ok(Inspected { fd, facts })

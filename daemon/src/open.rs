@@ -4,8 +4,12 @@
 //! Runs on the blocking pool, since an open may wait for a server that is dead. Everything that is
 //! opened is close-on-exec, is never truncated or created, and is proved to be the file that was
 //! meant before anybody gets it.
+//!
+//! What gives no more than is kept the daemon opens, and where it may not, whoever asks for it: to a
+//! file server that knows no root the daemon is nobody (`root_squash`).
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -15,7 +19,7 @@ use fdstash_stash::{Inspected, OpenFailure, Opening, Rights, Who};
 use rustix::{
     fs::{Mode, OFlags, Statx, fcntl_setfl, fstatfs, open},
     io::Errno,
-    process::geteuid,
+    process::{getegid, geteuid, getgroups},
     thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
@@ -63,6 +67,24 @@ fn open_each(
     opening: &Opening<Descriptor>,
     closer: &Closer,
 ) -> Result<Vec<Inspected<Descriptor>>, Failed> {
+    let opened = open_with(opening.rights, opening, closer);
+    let may_not = |failed: &Failed| {
+        failed.verdict.is_none() && matches!(failed.errno, Errno::ACCESS | Errno::PERM)
+    };
+    match opened {
+        Err(failed) if opening.rights == Rights::Daemon && may_not(&failed) => {
+            // Nobody gets more by that: it is the asker's own right. Why the daemon may not, is told.
+            open_with(Rights::Asker, opening, closer).map_err(|_| failed)
+        }
+        opened => opened,
+    }
+}
+
+fn open_with(
+    rights: Rights,
+    opening: &Opening<Descriptor>,
+    closer: &Closer,
+) -> Result<Vec<Inspected<Descriptor>>, Failed> {
     // Once: what is kept and what is handed out are the same file.
     let found = find(opening)?;
     let (source, target) = match &found {
@@ -72,10 +94,11 @@ fn open_each(
             (source, opening.facts.target.clone())
         }
     };
-    let held = look_before(opening, source)?;
+    let held = look_before(source)?;
     let open_one = |access| {
         step("before an open");
-        let (fd, file) = with(&opening.rights, || open_file(opening, source, access, &held))?;
+        let asker = &opening.asker;
+        let (fd, file) = with(rights, asker, || open_file(opening, source, access, &held))?;
         step("after an open");
         let fd = Descriptor::new(fd, closer);
         let facts = facts(fd.as_fd(), &file, target.clone())?;
@@ -99,7 +122,7 @@ struct Source<'a> {
 /// What stands at the place that an opening is of, if it is of one.
 fn find(opening: &Opening<Descriptor>) -> Result<Option<Found>, Failed> {
     let Some(place) = &opening.place else { return Ok(None) };
-    let found = with(&opening.rights, || Ok(place::find(place, opening.facts.kind)));
+    let found = with(opening.rights, &opening.asker, || Ok(place::find(place, opening.facts.kind)));
     match found? {
         Err(errno @ Errno::XDEV) => {
             let verdict = "the path leads out of the directory that the policy names";
@@ -115,17 +138,15 @@ fn find(opening: &Opening<Descriptor>) -> Result<Option<Found>, Failed> {
 }
 
 /// What is held, if it is something to open again.
-fn look_before(opening: &Opening<Descriptor>, source: Source<'_>) -> Result<Statx, Failed> {
+fn look_before(source: Source<'_>) -> Result<Statx, Failed> {
     let held = look(source.fd)?;
-    if source.kind == Kind::Character && !is_same_when_reopened(held.stx_rdev_major) {
+    if source.kind == Kind::Character && !is_same_when_reopened(&held) {
         let verdict = "opening this device again would make another one";
         return Err(Failed::because(Errno::OPNOTSUPP, verdict));
     }
-    // What stands at a path is opened by this process, whoever's rights it has.
-    if source.kind == Kind::Regular
-        && (opening.rights == Rights::Daemon || opening.place.is_some())
-        && goes_by_its_opener(source.fd)?
-    {
+    // It is opened by this process, whoever's rights it has: in its namespaces and its cgroup.
+    let has_file_system = matches!(source.kind, Kind::Regular | Kind::Directory);
+    if has_file_system && goes_by_its_opener(source.fd)? {
         let verdict = "what this file of the kernel gives goes by who opens it";
         return Err(Failed::because(Errno::OPNOTSUPP, verdict));
     }
@@ -163,12 +184,13 @@ fn open_file(
 
 /// Opens with rights and no others.
 fn with<T: Send>(
-    rights: &Rights,
+    rights: Rights,
+    asker: &Who,
     open: impl FnOnce() -> Result<T, Failed> + Send,
 ) -> Result<T, Failed> {
     match rights {
         Rights::Daemon => open(),
-        Rights::Peer(who) => open_as(who, open),
+        Rights::Asker => open_as(asker, open),
     }
 }
 
@@ -182,7 +204,11 @@ fn open_as<T: Send>(
     open: impl FnOnce() -> Result<T, Failed> + Send,
 ) -> Result<T, Failed> {
     let peer = who.peer;
-    if !process::can_be_others() && geteuid().as_raw() == peer.uid {
+    if !who.is_mapped() {
+        // To the kernel these numbers say that the thread shall stay who it is.
+        return Err(Errno::PERM.into());
+    }
+    if !process::can_be_others() && is_oneself(who)? {
         return open();
     }
     thread::scope(|scope| {
@@ -204,11 +230,24 @@ fn open_as<T: Send>(
     })
 }
 
+/// Whether somebody is the daemon's own user, and in the same groups: with one more than the asker is in,
+/// the daemon would lend that.
+fn is_oneself(who: &Who) -> Result<bool, Errno> {
+    let own: BTreeSet<u32> = getgroups()?.into_iter().chain([getegid()]).map(Gid::as_raw).collect();
+    let theirs = who.groups.iter().copied().chain([who.peer.gid]).collect();
+    Ok(geteuid().as_raw() == who.peer.uid && own == theirs)
+}
+
 /// Whether opening a character device again gives the same object: it does for the memory devices,
-/// terminals and the ends of pseudo-terminals; a `/dev/ptmx`, `tun` or `kvm` opened again is a new
-/// one, and of most others nobody can tell.
-fn is_same_when_reopened(major: u32) -> bool {
-    matches!(major, 1 | 4 | 136..=143)
+/// terminals and the ends of pseudo-terminals, but for `/dev/tty0`, which is whatever console is in front
+/// when it is opened; a `/dev/ptmx`, `tun` or `kvm` opened again is a new one, and of most others nobody
+/// can tell.
+fn is_same_when_reopened(device: &Statx) -> bool {
+    match device.stx_rdev_major {
+        1 | 136..=143 => true,
+        4 => device.stx_rdev_minor != 0,
+        _ => false,
+    }
 }
 
 /// Whether a file is the kernel's own, and what it gives goes by who opens it and when: a kept
@@ -261,7 +300,7 @@ fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFai
     let meaning = std::io::Error::from(errno).to_string();
     let meaning = meaning.split(" (os error").next().unwrap_or_default().to_lowercase();
     let kind = opening.facts.kind;
-    let message = match (errno, &opening.rights) {
+    let message = match (errno, opening.rights) {
         (_, _) if failed.verdict.is_some() => failed.verdict.unwrap_or_default().to_owned(),
         (Errno::NXIO, _) if matches!(kind, Kind::Socket | Kind::Anonymous | Kind::Character) => {
             format!("a {} of this sort cannot be opened again, only shared", kind.as_str())
@@ -272,8 +311,8 @@ fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFai
             )
         }
         (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
-        (Errno::PERM | Errno::ACCESS, Rights::Peer(who)) => {
-            format!("{meaning} with the rights of uid {}", who.peer.uid)
+        (Errno::PERM | Errno::ACCESS, Rights::Asker) => {
+            format!("{meaning} with the rights of uid {}", opening.asker.peer.uid)
         }
         (Errno::INVAL, _) if opening.flags.contains(Flags::DIRECT) => {
             format!("{meaning}; what it is on may not do O_DIRECT")

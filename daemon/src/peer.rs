@@ -1,15 +1,34 @@
 //! Who is at the other end of a connection, as the kernel knows it.
 //!
+//! The kernel has written down the user and all groups when the connection was made, and tells the same
+//! ever after (`SO_PEERCRED`, `SO_PEERGROUPS`). A handle on the process (`SO_PEERPIDFD`) is not asked for
+//! its groups, since they are those of now: whoever has connected could give up a group that files deny
+//! something to, or execute a set-user-ID program, and be somebody else to a connection that is still its
+//! own. Nor is a connection that was passed on the new holder's, which would be asked for more by
+//! having it. What such a handle would add is that the number of the process is not another's by now;
+//! it is only told, for people to look at, and decides nothing.
+//!
 //! `rustix` has no `SO_PEERGROUPS`, and reads `SO_PEERCRED` into a type in which the process cannot
 //! be 0, though it is for a peer that is in no pid namespace of ours; hence `libc`.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd},
+    sync::LazyLock,
 };
 
 use fdstash_proto::Peer;
-use fdstash_stash::Who;
+use fdstash_stash::{UNMAPPED, Who};
+
+/// The number that the kernel tells for every user who has none in this user namespace, if there can be
+/// one: the number of a user all the same, but nobody can tell of whom it is said.
+static OVERFLOW_UID: LazyLock<Option<u32>> = LazyLock::new(|| overflow("uid"));
+
+/// The same for groups.
+static OVERFLOW_GID: LazyLock<Option<u32>> = LazyLock::new(|| overflow("gid"));
+
+/// What the kernel tells for whoever has no number here, unless `/proc/sys` says something else.
+const OVERFLOW: u32 = 65534;
 
 /// The user, groups and process that made the connection, as they were then.
 ///
@@ -20,12 +39,39 @@ pub(crate) fn who(socket: impl AsFd) -> io::Result<Who> {
     let mut credentials = [libc::ucred { pid: 0, uid: 0, gid: 0 }];
     read(&socket, libc::SO_PEERCRED, &mut credentials)?;
     let [libc::ucred { pid, uid, gid }] = credentials;
-    Ok(Who { peer: Peer { uid, gid, pid }, groups: groups(&socket)?.into() })
+    let mapped = |id, overflow| if Some(id) == overflow { UNMAPPED } else { id };
+    let groups = groups(&socket)?.into_iter().map(|group| mapped(group, *OVERFLOW_GID));
+    let peer = Peer { uid: mapped(uid, *OVERFLOW_UID), gid: mapped(gid, *OVERFLOW_GID), pid };
+    Ok(Who { peer, groups: groups.collect() })
+}
+
+/// Finds out which numbers say nothing of who somebody is, while `/proc` can be read.
+pub(crate) fn look_at_namespace() {
+    LazyLock::force(&OVERFLOW_UID);
+    LazyLock::force(&OVERFLOW_GID);
 }
 
 /// Somebody without any right.
 pub(crate) fn nobody() -> Who {
-    Who { peer: Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 }, groups: Vec::new().into() }
+    Who { peer: Peer { uid: UNMAPPED, gid: UNMAPPED, pid: 0 }, groups: Vec::new().into() }
+}
+
+/// What the kernel tells in the place of a number that it has none for here; nothing, where every
+/// user, or group, has one. Without a `/proc` to tell, that is not known.
+fn overflow(sort: &str) -> Option<u32> {
+    let map = fs::read_to_string(format!("/proc/self/{sort}_map"));
+    if map.is_ok_and(|map| is_whole(&map)) {
+        return None;
+    }
+    let told = fs::read_to_string(format!("/proc/sys/kernel/overflow{sort}"));
+    Some(told.ok().and_then(|told| told.trim().parse().ok()).unwrap_or(OVERFLOW))
+}
+
+/// Whether a map of a user namespace has a number for everybody, as the first one's has. One that has
+/// can be made only within one that has.
+fn is_whole(map: &str) -> bool {
+    let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+    map.lines().filter_map(count).sum::<u64>() >= u64::from(u32::MAX)
 }
 
 fn groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
@@ -75,6 +121,20 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn only_where_everybody_has_a_number_nobody_has_none() {
+        for (map, expected) in [
+            ("         0          0 4294967295\n", true),
+            ("0 0 65536\n65536 65536 4294901759\n", true),
+            ("0 0 4294967294\n", false),
+            ("0 100000 65536\n", false),
+            ("0 1000 1\n1 100000 65536\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_whole(map), expected, "{map:?}");
+        }
+    }
 
     #[test]
     fn a_peer_of_our_own_is_us() {

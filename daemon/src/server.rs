@@ -26,7 +26,7 @@ use crate::{
     heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
-    process,
+    peer, process,
     restore::{self, Restored},
     run::Daemon,
     steps::step,
@@ -59,6 +59,7 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
     if !crate::journal::is_new(&lasting.journal)? {
         crate::steps::born();
     }
+    peer::look_at_namespace();
     let left = restore::find(lasting, start)?;
     let runtime = Builder::new_current_thread()
         .enable_all()

@@ -37,7 +37,9 @@ pub fn access() -> impl Strategy<Value = Access> {
 
 /// A gift of the given descriptor.
 pub fn gift<F: Clone + std::fmt::Debug>(name: Name, fd: F) -> impl Strategy<Value = Gift<F>> {
-    let share = (collection::vec(0u32..4, 0..3), collection::vec(0u32..4, 0..3))
+    // The last is nobody's.
+    let id = || prop_oneof![9 => 0u32..4, 1 => Just(u32::MAX)];
+    let share = (collection::vec(id(), 0..3), collection::vec(id(), 0..3))
         .prop_map(|(uids, gids)| Share { uids, gids });
     (
         prop::bool::weighted(0.1),

@@ -29,6 +29,8 @@ pub struct Builder {
     has_own_program: bool,
     is_capable: bool,
     variables: Vec<(String, OsString)>,
+    launcher: Vec<&'static str>,
+    maps: Option<[String; 2]>,
 }
 
 impl Builder {
@@ -46,7 +48,7 @@ impl Builder {
         self
     }
 
-    /// Run by another user, which takes root.
+    /// Run by another user, which takes root. What it is started under has to see to that itself.
     #[must_use]
     pub fn user(mut self, user: User) -> Self {
         self.user = Some(user);
@@ -85,6 +87,24 @@ impl Builder {
         self
     }
 
+    /// Started by another program, which gets the daemon's, and its arguments, behind these.
+    #[must_use]
+    pub fn under(mut self, launcher: &[&'static str]) -> Self {
+        self.launcher = launcher.to_vec();
+        self.own_program()
+    }
+
+    /// In a user namespace of its own, in which these users and groups have numbers, as `uid_map` and
+    /// `gid_map` have it. It takes root.
+    #[must_use]
+    pub fn in_user_namespace(mut self, users: &str, groups: &str) -> Self {
+        self.maps = Some([users, groups].map(str::to_owned));
+        // Whoever it is there is settled at the exec.
+        const WAIT: &str =
+            "until grep -q . /proc/self/gid_map; do sleep 0.01; done; exec \"$0\" \"$@\"";
+        self.under(&["unshare", "--user", "sh", "-c", WAIT])
+    }
+
     /// Starts it in a folder of its own, and returns when it answers.
     ///
     /// # Panics
@@ -107,13 +127,21 @@ impl Builder {
             install_program(&built, &own);
             path = own.to_str().expect("a plain path").to_owned();
         }
-        let mut command = match self.open_files {
-            None if self.is_capable => capable(path, self.user.as_ref().expect("it has a user")),
-            None => Command::new(path),
-            Some(most) => {
+        let mut command = match (self.open_files, self.launcher.split_first()) {
+            (None, None) if self.is_capable => {
+                capable(path, self.user.as_ref().expect("it has a user"))
+            }
+            (None, None) => Command::new(path),
+            (None, Some((launcher, args))) => {
+                let mut command = Command::new(launcher);
+                command.args(args).arg(path);
+                command
+            }
+            (Some(most), _) => {
                 let mut shell = Command::new("/bin/sh");
                 let then = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
-                shell.arg("-c").arg(then).arg(program("fdstashd"));
+                let path = if self.has_own_program { path.into() } else { built };
+                shell.arg("-c").arg(then).arg(path);
                 shell
             }
         };
@@ -125,12 +153,15 @@ impl Builder {
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(folder.path(), Some(user.uid), Some(user.gid))
                 .expect("root can give a folder away");
-            if !self.is_capable {
+            if !self.is_capable && self.launcher.is_empty() {
                 command.uid(user.uid).gid(user.gid);
             }
         }
         let stderr = File::create(&log).expect("a log can be made");
         let processes = Group::spawn(command.stdin(Stdio::null()).stderr(stderr));
+        if let Some(maps) = &self.maps {
+            map(processes.pid(), maps);
+        }
         let daemon = Daemon { processes, socket, log, folder, has_ended: false };
         wait_until(SOON, || UnixStream::connect(&daemon.socket).is_ok() && daemon.servers() > 0);
         if self.crashing.is_some() {
@@ -364,6 +395,15 @@ impl Daemon {
     pub fn processes(&self) -> usize {
         self.processes.alive()
     }
+}
+
+/// Says who has which number in a process's user namespace, when it has one of its own.
+fn map(pid: Pid, [users, groups]: &[String; 2]) {
+    let namespace = |process: &Path| fs::read_link(process.join("ns/user")).ok();
+    let own = namespace(Path::new("/proc/self"));
+    wait_until(SOON, || namespace(&of_process(pid, "")) != own);
+    fs::write(of_process(pid, "uid_map"), users).expect("root can map users");
+    fs::write(of_process(pid, "gid_map"), groups).expect("root can map groups");
 }
 
 fn of_process(pid: Pid, file: &str) -> PathBuf {

@@ -26,6 +26,8 @@ use rustix::{
     path::DecInt,
 };
 
+use crate::User;
+
 /// What a request asks for, as `linux/fuse.h` numbers it.
 mod opcode {
     pub(super) const LOOKUP: u32 = 1;
@@ -93,9 +95,15 @@ impl Fuse {
     /// Has one; none, where this machine does not let us.
     #[must_use]
     pub fn mount() -> Option<Self> {
+        Self::mount_for(None)
+    }
+
+    /// Has one that only this user may see; none, where this machine does not let us.
+    #[must_use]
+    pub fn mount_for(user: Option<&User>) -> Option<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let device = File::from(open_path("/dev/fuse", flags, Mode::empty()).ok()?);
-        let root = mount(&device).ok()?;
+        let root = mount(&device, user).ok()?;
         let (stop, stopped) = UnixStream::pair().expect("sockets can be made");
         let state = Arc::<Mutex<State>>::default();
         let shared = Arc::clone(&state);
@@ -152,13 +160,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn mount(device: &File) -> rustix::io::Result<OwnedFd> {
+fn mount(device: &File, user: Option<&User>) -> rustix::io::Result<OwnedFd> {
+    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "fd", DecInt::from_fd(device).as_str())?;
     fsconfig_set_string(&context, "rootmode", format!("{DIRECTORY:o}"))?;
-    fsconfig_set_string(&context, "user_id", "0")?;
-    fsconfig_set_string(&context, "group_id", "0")?;
-    fsconfig_set_flag(&context, "allow_other")?;
+    fsconfig_set_string(&context, "user_id", uid.to_string())?;
+    fsconfig_set_string(&context, "group_id", gid.to_string())?;
+    if user.is_none() {
+        fsconfig_set_flag(&context, "allow_other")?;
+    }
     fsconfig_create(&context)?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use fdstash_proto::{Change, Clash, Gift, Kind, Name, Peer, Refusal, Reply};
 
 use crate::{
-    ConnectionId, Details, Effects, Facts, Inspected, Kept, Now, Opening, Stash, Usage, Verb,
-    Verdict,
+    ConnectionId, Details, Effects, Facts, Inspected, Kept, Now, Opening, Stash, UNMAPPED, Usage,
+    Verb, Verdict,
     entry::{Expiry, Then},
     judge,
     opening::{Needed, Purpose},
@@ -80,7 +80,8 @@ impl<F> Stash<F> {
         let (mut openings, mut fresh) = (Vec::new(), Vec::new());
         for (at, gift) in gifts.iter().enumerate() {
             // First of all, so that it tells nothing of what is there.
-            if self.rules.keep_from(&client.who, &gift.name).is_some() {
+            let may_give = client.who.has_user();
+            if !may_give || self.rules.keep_from(&client.who, &gift.name).is_some() {
                 return Err(reopen::denied(&gift.name, Verb::Give));
             }
             let Inspected { fd, facts } = &gift.fd;
@@ -105,7 +106,7 @@ impl<F> Stash<F> {
             }
             fresh.push(gift.fresh.then_some(openings.len()));
             if gift.fresh {
-                openings.push(reopen::again(&gift.name, fd, facts, 1));
+                openings.push(reopen::again(&client.who, &gift.name, fd, facts));
             }
         }
         let needed = self.needed_for(by, gifts, openings.is_empty())?;
@@ -228,4 +229,4 @@ impl<F> Accepted<F> {
 
 /// Stands where a connection has gone between its call and its entry, which the types cannot say
 /// does not happen.
-const NOBODY: Peer = Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 };
+const NOBODY: Peer = Peer { uid: UNMAPPED, gid: UNMAPPED, pid: 0 };

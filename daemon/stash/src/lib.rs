@@ -42,7 +42,9 @@ pub use entry::{Details, EntryId, Expiry, Kept};
 pub use facts::{Facts, Inspected, Now};
 pub use fdstash_proto::{Reason, Verb, Verdict};
 pub use lookup::Listed;
-pub use policy::{Allow, Because, Origin, Place, Reserve, Rules, Who, Whom, explain, judge};
+pub use policy::{
+    Allow, Because, Origin, Place, Reserve, Rules, UNMAPPED, Who, Whom, explain, judge,
+};
 pub use quota::{Limits, Quota, QuotaRule};
 pub use record::{Begin, Carried, Doing, Line, Number, write_handover};
 pub use reopen::{OpenFailure, Opening, Rights};

@@ -6,7 +6,7 @@ use std::{ops::Bound, sync::Arc};
 use fdstash_proto::{Entry, Explanation, Name, Notice, Pattern, Peer, Refusal, Reply};
 
 use crate::{
-    Because, ConnectionId, Effects, Kept, Now, Rules, Stash, Usage, Verb, Verdict, Who,
+    Because, ConnectionId, Effects, Kept, Now, Rules, Stash, UNMAPPED, Usage, Verb, Verdict, Who,
     entry::Slot,
     explain, judge, reopen,
     stash::{Client, answer},
@@ -105,7 +105,7 @@ impl<F> Stash<F> {
         if self.client(by)?.who.peer.uid != 0 {
             return Err(Refusal::PermissionDenied);
         }
-        let gid = gids.first().copied().unwrap_or(u32::MAX);
+        let gid = gids.first().copied().unwrap_or(UNMAPPED);
         let who = Who { peer: Peer { uid, gid, pid: 0 }, groups: gids.into() };
         let kept = self.slots.get(name).and_then(|slot| slot.kept.as_ref());
         let details = kept.map(|kept| &*kept.details);
@@ -160,7 +160,7 @@ impl<F> Stash<F> {
         let is_known =
             |kept: &Kept<F>| judge(&self.rules, who, Verb::List, &kept.details) != Verdict::Hidden;
         if slot.all().next().is_none() {
-            return Ok(who.peer.uid == 0 || who.peer.uid == held_by.uid);
+            return Ok(who.peer.uid == 0 || who.is_user(held_by.uid));
         }
         Ok(slot.all().any(is_known))
     }

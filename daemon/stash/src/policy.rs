@@ -7,6 +7,10 @@ use fdstash_proto::{Name, Pattern, Peer, Reason, Verb, Verdict};
 
 use crate::{Details, QuotaRule};
 
+/// The number of a user or group that has none here, since the daemon's user namespace has no place for
+/// it. No user has it: two of whom this is said are not one, and neither can be named by it.
+pub const UNMAPPED: u32 = u32::MAX;
+
 /// A peer as the kernel knows it. Nothing of it comes from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Who {
@@ -102,6 +106,9 @@ pub fn explain<'a>(
     entry: Option<&Details>,
 ) -> (Verdict, Because<'a>) {
     if verb == Verb::Give {
+        if !who.has_user() {
+            return (Verdict::Denied, Reason::Nothing.into());
+        }
         if let Some(origin) = rules.keep_from(who, name) {
             return (Verdict::Denied, by(Reason::Reserve, origin));
         }
@@ -155,11 +162,11 @@ fn granted(who: &Who, entry: Option<&Details>) -> Option<Reason> {
         return Some(Reason::Root);
     }
     let entry = entry?;
-    if who.peer.uid == entry.giver.uid {
+    if who.is_user(entry.giver.uid) {
         return Some(Reason::Giver);
     }
-    let shares = |gid: &u32| who.is_in(*gid);
-    let is_shared = entry.share.uids.contains(&who.peer.uid) || entry.share.gids.iter().any(shares);
+    let is_shared = entry.share.uids.iter().any(|uid| who.is_user(*uid))
+        || entry.share.gids.iter().any(|gid| who.is_in(*gid));
     is_shared.then_some(Reason::Share)
 }
 
@@ -168,15 +175,34 @@ fn is_root(who: &Who) -> bool {
 }
 
 impl Who {
+    /// Whether it is somebody who can be told from all others. Who cannot, gives nothing, since nobody could
+    /// say whose that is, and has only what its groups may.
+    #[must_use]
+    pub fn has_user(&self) -> bool {
+        self.peer.uid != UNMAPPED
+    }
+
+    /// Whether nothing of it is unmapped, so that one can act with its rights and no others: a group
+    /// that is left out can be more than one, where a file's mode is stricter to its group than to others.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        self.has_user() && self.peer.gid != UNMAPPED && !self.groups.contains(&UNMAPPED)
+    }
+
+    pub(crate) fn is_user(&self, uid: u32) -> bool {
+        self.has_user() && uid == self.peer.uid
+    }
+
     fn is_in(&self, gid: u32) -> bool {
-        gid == self.peer.gid || self.groups.contains(&gid)
+        gid != UNMAPPED && (gid == self.peer.gid || self.groups.contains(&gid))
     }
 }
 
 impl Whom {
     /// Whether somebody is one of them. Asked for each rule, of whom it does not concern as a rule.
     pub(crate) fn has(&self, who: &Who) -> bool {
-        self.users.contains(&who.peer.uid) || self.groups.iter().any(|gid| who.is_in(*gid))
+        (who.has_user() && self.users.contains(&who.peer.uid))
+            || self.groups.iter().any(|gid| who.is_in(*gid))
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Opening<F> {
     pub flags: Flags,
     /// With whose rights.
     pub rights: Rights,
+    /// Who asks for it.
+    pub asker: Who,
     /// How many open file descriptions of it are wanted. None: only that it can be opened so.
     pub count: usize,
     /// For which access one more of it is wanted, after those, to be handed out: no more than `access`.
@@ -38,12 +40,13 @@ impl<F> Opening<F> {
 }
 
 /// With whose rights a file is opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
-    /// The daemon's own: it gives no more than the kept descriptor gives already.
+    /// The daemon's own, or the asker's where those are not enough: it gives no more than the kept
+    /// descriptor gives already.
     Daemon,
-    /// The asking peer's, so that the daemon lends nobody its power.
-    Peer(Who),
+    /// The asker's alone, so that the daemon lends nobody its power.
+    Asker,
 }
 
 /// Why one of several files could not be opened; none of them is open then.
@@ -100,13 +103,13 @@ pub(crate) fn plan<F>(
     // The kernel grants it to the file's owner alone, and the daemon may be more.
     let unseen = changed.contains(Flags::NOATIME) && flags.contains(Flags::NOATIME);
     let more = widens || overwrites || unseen || place.is_some();
-    let rights = if more { Rights::Peer(who.clone()) } else { Rights::Daemon };
+    let rights = if more { Rights::Asker } else { Rights::Daemon };
     let hand_out = Some(hand_out);
-    Ok(Opening { access, flags, rights, hand_out, place, ..again(&entry.name, fd, facts, 1) })
+    Ok(Opening { access, flags, rights, hand_out, place, ..again(who, &entry.name, fd, facts) })
 }
 
 /// How a file is opened once more as it is.
-pub(crate) fn again<F>(name: &Name, fd: &Arc<F>, facts: &Facts, count: usize) -> Opening<F> {
+pub(crate) fn again<F>(who: &Who, name: &Name, fd: &Arc<F>, facts: &Facts) -> Opening<F> {
     Opening {
         name: name.clone(),
         fd: Arc::clone(fd),
@@ -115,7 +118,8 @@ pub(crate) fn again<F>(name: &Name, fd: &Arc<F>, facts: &Facts, count: usize) ->
         access: facts.access,
         flags: facts.flags,
         rights: Rights::Daemon,
-        count,
+        asker: who.clone(),
+        count: 1,
         hand_out: None,
     }
 }
@@ -139,8 +143,8 @@ pub(crate) fn probe<F>(
     if facts.kind == Kind::Fifo {
         return Err(denied(name, Verb::Reopen));
     }
-    let rights = Rights::Peer(who.clone());
-    Ok(Some(Opening { access: may_reopen, rights, ..again(name, fd, facts, 0) }))
+    let rights = Rights::Asker;
+    Ok(Some(Opening { access: may_reopen, rights, count: 0, ..again(who, name, fd, facts) }))
 }
 
 pub(crate) fn denied(name: &Name, verb: Verb) -> Refusal {
@@ -354,8 +358,8 @@ mod tests {
     fn came<F>(outcome: Result<Opening<F>, Refusal>) -> Comes {
         match outcome {
             Ok(Opening { access, flags, rights: Rights::Daemon, .. }) => AsDaemon(access, flags),
-            Ok(Opening { access, flags, rights: Rights::Peer(who), .. }) => {
-                assert_eq!(who, peer());
+            Ok(Opening { access, flags, rights: Rights::Asker, asker, .. }) => {
+                assert_eq!(asker, peer());
                 AsPeer(access, flags)
             }
             Err(refusal) => {

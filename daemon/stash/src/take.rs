@@ -91,7 +91,8 @@ impl<F> Stash<F> {
         for name in names {
             let Kept { fd, details } = self.existing(by, name, verb)?;
             if taking == Taking::Fresh {
-                openings.push(reopen::again(name, fd, &details.facts, 1));
+                let who = &self.client(by)?.who;
+                openings.push(reopen::again(who, name, fd, &details.facts));
             }
             handed.push(Handed { name: name.clone(), fd: Arc::clone(fd) });
         }

@@ -190,8 +190,9 @@ impl<F> Stash<F> {
         now: Now,
     ) -> Option<Vec<Name>> {
         let client = self.clients.get_mut(&by)?;
-        // In a transaction nothing is done before its Commit.
-        let counts = !client.in_transaction() || matches!(call, Call::Commit { .. });
+        // In a transaction nothing is done before its Commit; and whose a ticket is must be known.
+        let is_final = !client.in_transaction() || matches!(call, Call::Commit { .. });
+        let counts = is_final && client.who.has_user();
         client.ticket = call.ticket().filter(|_| counts).cloned();
         let done = self.tickets.find(client.who.peer.uid, client.ticket.as_ref()?, now)?;
         Some(done.replaced.clone())

@@ -1,7 +1,9 @@
 //! Strategies for histories: what several peers, the kernel and the clock do to one stash.
 
 use fdstash_proto::{Call, Pattern, Peer, Reopening, Taking, proptest as proto};
-use fdstash_stash::{Allow, Limits, Origin, Quota, QuotaRule, Reserve, Rules, Verb, Who, Whom};
+use fdstash_stash::{
+    Allow, Limits, Origin, Quota, QuotaRule, Reserve, Rules, UNMAPPED, Verb, Who, Whom,
+};
 use proptest::{collection, option, prelude::*, sample};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
@@ -41,18 +43,26 @@ pub(crate) enum Step {
     Upgrade,
 }
 
-/// Those who connect: two connections of one user, two users who share a group, and root.
-pub(crate) fn people() -> [Who; 4] {
+/// Those who connect: two connections of one user, two users who share a group; two of whom nobody can say
+/// who they are, one of them in that group; and root.
+pub(crate) fn people() -> [Who; 6] {
     let who = |uid, gid, pid, groups: &[u32]| Who {
         peer: Peer { uid, gid, pid },
         groups: groups.to_vec().into(),
     };
-    [who(1, 1, 100, &[]), who(1, 1, 101, &[3]), who(2, 2, 102, &[3]), who(0, 0, 103, &[])]
+    [
+        who(1, 1, 100, &[]),
+        who(1, 1, 101, &[3]),
+        who(2, 2, 102, &[3]),
+        who(UNMAPPED, UNMAPPED, 104, &[3]),
+        who(UNMAPPED, 2, 105, &[UNMAPPED]),
+        who(0, 0, 103, &[]),
+    ]
 }
 
 /// Histories in a room so small that calls meet its walls.
 pub(crate) fn histories() -> impl Strategy<Value = History> {
-    let limits = (2usize..8, 6usize..10, 10usize..18, 1usize..4);
+    let limits = (3usize..10, 8usize..12, 12usize..20, 1usize..4);
     // Whose quotas are large, meets the walls of the room.
     let quota = option::of(quota(Just(300).boxed()));
     let limits =
@@ -106,7 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Rules over the people, the names and the paths that there are.
 pub(crate) fn rules() -> impl Strategy<Value = Rules> {
-    let ids = || collection::btree_set(0u32..4, 0..4);
+    let id = || prop_oneof![9 => 0u32..4, 1 => Just(UNMAPPED)];
+    let ids = move || collection::btree_set(id(), 0..4);
     let whom = || (ids(), ids()).prop_map(|(users, groups)| Whom { users, groups });
     let pattern = || {
         sample::select(vec!["*", "a", "vm/*", "?", "vm/disk1", "x*"])

@@ -16,7 +16,7 @@ use fdstash_proto::{
     Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
 use fdstash_stash::{
-    ConnectionId, Inspected, Limits, OpenFailure, Rules, Usage, Verb, Verdict, Who,
+    ConnectionId, Inspected, Limits, OpenFailure, Rules, UNMAPPED, Usage, Verb, Verdict, Who,
 };
 
 use crate::{
@@ -301,7 +301,8 @@ impl Model {
         let (uid, now_usec) = (self.clients[&by].who.peer.uid, self.now_usec);
         let in_transaction = self.clients[&by].in_transaction;
         let is_commit = matches!(call, Call::Commit { .. });
-        let ticket = call.ticket().filter(|_| is_commit || !in_transaction).cloned();
+        let counts = uid != UNMAPPED && (is_commit || !in_transaction);
+        let ticket = call.ticket().filter(|_| counts).cloned();
         self.client(by).ticket = ticket.clone();
         self.done.retain(|done| done.until_usec.is_none_or(|usec| now_usec < usec));
         let done = self.done.iter().find(|it| it.uid == uid && Some(&it.ticket) == ticket.as_ref());
@@ -510,6 +511,11 @@ impl Model {
         let expiries = items.filter_map(|item| item.expires_usec);
         let idle = self.clients.keys().filter_map(|id| self.idle_until(*id));
         expiries.chain(self.waiting.iter().map(|waiting| waiting.until_usec)).chain(idle).min()
+    }
+
+    /// Whether somebody holds a name.
+    pub(crate) fn is_held(&self, name: &Name) -> bool {
+        self.holder(name).is_some()
     }
 
     pub(crate) fn polled(&self) -> BTreeSet<u64> {
@@ -1015,7 +1021,7 @@ impl Model {
         let held: Vec<_> = held.collect();
         let held_by = holder.who.peer;
         let known = if held.is_empty() {
-            who.peer.uid == 0 || who.peer.uid == held_by.uid
+            who.peer.uid == 0 || (who.peer.uid == held_by.uid && held_by.uid != UNMAPPED)
         } else {
             held.iter().any(|item| self.verdict(who, Verb::List, item) != Verdict::Hidden)
         };

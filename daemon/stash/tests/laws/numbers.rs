@@ -3,8 +3,8 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use fdstash_proto::{Access, Call, Flags, Handed, Kind, Reply};
-use fdstash_stash::{Facts, Kept, Opening};
+use fdstash_proto::{Access, Call, Flags, Handed, Kind, Name, Reply, Taking};
+use fdstash_stash::{Facts, Kept, Opening, Verb};
 
 use crate::{
     token::Token,
@@ -45,6 +45,35 @@ pub(crate) fn waits_of(call: &Call<()>, now_usec: u64) -> Waits {
     }
 }
 
+/// What a call wants, if that is one thing of one name.
+pub(crate) fn only_wish<F>(call: &Call<F>) -> Option<(Name, Verb)> {
+    match call {
+        Call::Give { gifts, .. } => {
+            let [only] = gifts.as_slice() else { return None };
+            Some((only.name.clone(), Verb::Give))
+        }
+        Call::Take { names, taking, .. } => {
+            let verb = if *taking == Taking::Move { Verb::Take } else { Verb::Copy };
+            <[Name; 1]>::try_from(names.clone()).ok().map(|[name]| (name, verb))
+        }
+        Call::Close { names, .. } => {
+            <[Name; 1]>::try_from(names.clone()).ok().map(|[name]| (name, Verb::Close))
+        }
+        Call::Reopen { reopenings } => {
+            let [only] = reopenings.as_slice() else { return None };
+            let verb = if only.path.is_some() { Verb::ReopenByPath } else { Verb::Reopen };
+            Some((only.name.clone(), verb))
+        }
+        Call::Begin
+        | Call::Commit { .. }
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::Watch { .. }
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => None,
+    }
+}
+
 /// The same call with other descriptors.
 pub(crate) fn with_descriptors<F, G>(call: Call<F>, mut step: impl FnMut(F) -> G) -> Call<G> {
     match call.try_map(|fd| Ok::<G, Infallible>(step(fd))) {
@@ -78,7 +107,8 @@ pub(crate) fn number_of(opening: &Opening<Token>) -> Opening<u64> {
         facts: opening.facts.clone(),
         access: opening.access,
         flags: opening.flags,
-        rights: opening.rights.clone(),
+        rights: opening.rights,
+        asker: opening.asker.clone(),
         count: opening.count,
         hand_out: opening.hand_out,
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use fdstash_proto::{Name, Share};
-use fdstash_stash::{Limits, Quota, Rules, Verb, Verdict, Who, Whom};
+use fdstash_stash::{Limits, Quota, Rules, UNMAPPED, Verb, Verdict, Who, Whom};
 
 /// What somebody may do with something that somebody else has given.
 pub(crate) fn rights(
@@ -14,10 +14,10 @@ pub(crate) fn rights(
     giver: u32,
     share: &Share,
 ) -> BTreeSet<Verb> {
-    let uid = who.peer.uid;
-    let shared = groups(who).any(|gid| share.gids.contains(&gid)) || share.uids.contains(&uid);
+    let shared = groups(who).any(|gid| share.gids.contains(&gid))
+        || users(who).any(|uid| share.uids.contains(&uid));
     let mut rights = BTreeSet::new();
-    if uid == 0 || uid == giver || shared {
+    if users(who).any(|uid| uid == 0 || uid == giver) || shared {
         rights.extend(Verb::ALL.into_iter().filter(|verb| *verb != Verb::ReopenByPath));
     }
     for allow in &rules.allow {
@@ -52,7 +52,9 @@ pub(crate) fn is_kept_from(rules: &Rules, who: &Who, name: &Name) -> bool {
         .filter(|rule| rule.names.iter().any(|names| names.matches(name)))
         .collect();
     let is_its = of_name.iter().any(|rule| is_one_of(who, &rule.whom));
-    !(of_name.is_empty() || is_its || who.peer.uid == 0)
+    let is_root = who.peer.uid == 0;
+    // Of whom nobody can say who it is, nobody could say whose its gift is.
+    users(who).next().is_none() || !(of_name.is_empty() || is_its || is_root)
 }
 
 /// Whether somebody may have opened what stands at a path.
@@ -119,9 +121,16 @@ fn is_exempt(limits: &Limits, who: &Who) -> bool {
 }
 
 fn is_one_of(who: &Who, whom: &Whom) -> bool {
-    whom.users.contains(&who.peer.uid) || groups(who).any(|gid| whom.groups.contains(&gid))
+    users(who).any(|uid| whom.users.contains(&uid))
+        || groups(who).any(|gid| whom.groups.contains(&gid))
 }
 
+/// The user, unless it has no number.
+fn users(who: &Who) -> impl Iterator<Item = u32> {
+    [who.peer.uid].into_iter().filter(|uid| *uid != UNMAPPED)
+}
+
+/// The groups that have numbers.
 fn groups(who: &Who) -> impl Iterator<Item = u32> {
-    who.groups.iter().copied().chain([who.peer.gid])
+    who.groups.iter().copied().chain([who.peer.gid]).filter(|gid| *gid != UNMAPPED)
 }

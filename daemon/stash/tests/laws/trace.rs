@@ -8,7 +8,7 @@ use std::{
 use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics, Ticket};
 use fdstash_stash::{
     ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules, Usage,
-    Who,
+    Verb, Verdict, Who,
 };
 
 /// A history as it was played. Descriptors are the numbers of their tokens.
@@ -36,6 +36,9 @@ pub(crate) struct Moment {
     /// What the one who acted sees afterwards, and what the model shows it.
     pub(crate) view: Entries,
     pub(crate) expected_view: Entries,
+    /// What root was told of the verb and the name of a call, just before it, if it has one name and
+    /// nobody held that.
+    pub(crate) explained: Option<(Name, Verb, Verdict)>,
     /// What has happened to tokens that must not, until now.
     pub(crate) faults: Vec<String>,
     /// How many bytes the journal has, and for how many room was made.

@@ -75,7 +75,7 @@ fn the_longest_of_calls_finds_room_and_all_that_follows_from_it() {
 fn a_reopen_by_path_finds_room_for_the_longest_way_to_a_file() {
     let name = Name::new("a").unwrap();
     let allow = Allow {
-        whom: Whom { users: [u32::MAX].into(), ..Whom::default() },
+        whom: Whom { users: [u32::MAX - 1].into(), ..Whom::default() },
         names: vec![Pattern::all()],
         verbs: [Verb::ReopenByPath].into(),
         below: vec!["/".into()],
@@ -295,5 +295,5 @@ impl Scale {
 }
 
 fn somebody() -> Who {
-    Who { peer: Peer { uid: u32::MAX, gid: u32::MAX, pid: -1 }, groups: Arc::new([]) }
+    Who { peer: Peer { uid: u32::MAX - 1, gid: u32::MAX - 1, pid: -1 }, groups: Arc::new([]) }
 }

@@ -3,17 +3,17 @@
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
-use fdstash_proto::{Call, Keeper, Pattern};
+use fdstash_proto::{Call, Keeper, Name, Pattern, Reply};
 use fdstash_stash::{
     ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Now, Number,
-    OpenFailure, Opening, Rules, Stash, Who,
+    OpenFailure, Opening, Rules, Stash, Verb, Verdict, Who,
 };
 
 use crate::{
     history::{History, Step, people},
     journal::Journal,
     model::Model,
-    numbers::{facts_of, number_of, numbers_of, waits_of, with_descriptors, written},
+    numbers::{facts_of, number_of, numbers_of, only_wish, waits_of, with_descriptors, written},
     token::{Ledger, Token},
     trace::{Entries, Input, Moment, Performed, Picture, Predicted, Told, Trace, Waits},
 };
@@ -49,12 +49,14 @@ struct World {
     people: BTreeMap<ConnectionId, Who>,
     openings: Vec<(ConnectionId, Vec<Opening<Token>>)>,
     polled: BTreeMap<EntryId, u64>,
+    /// What root was told of the call that is made just now.
+    explained: Option<(Name, Verb, Verdict)>,
     /// All that is written down.
     journal: Journal,
 }
 
 impl World {
-    /// Root and somebody else watch; four others may call.
+    /// Root and somebody else watch; six others may call.
     fn new(history: &History) -> Self {
         let mut world = Self {
             limits: history.limits,
@@ -68,17 +70,18 @@ impl World {
             people: BTreeMap::new(),
             openings: Vec::new(),
             polled: BTreeMap::new(),
+            explained: None,
             journal: Journal::default(),
         };
         world.journal.rewrite(&world.stash);
         world.pass(1000);
-        let [first, second, third, root] = people();
+        let [first, second, third, one, another, root] = people();
         world.watchers = [&root, &third].map(|who| world.connect(who).expect("room for watchers"));
         for watcher in world.watchers {
             world.call(watcher, Call::Watch { pattern: Pattern::all() });
             world.callers.remove(&watcher);
         }
-        for who in [first, second, third, root] {
+        for who in [first, second, third, one, another, root] {
             world.connect(&who).expect("room for those who call");
         }
         world
@@ -204,6 +207,7 @@ impl World {
             expected: self.expected_picture(),
             view: Vec::new(),
             expected_view: Vec::new(),
+            explained: self.explained.take(),
             faults: self.ledger.faults(),
             written: self.journal.written,
             room: self.journal.room,
@@ -236,8 +240,33 @@ impl World {
         });
         let tokens = with_descriptors(numbers.clone(), |gift| self.token(gift));
         self.journal.make_room(&self.stash, &tokens);
+        self.explained = self.explain(by, &numbers);
         let predicted = self.model.call(by, numbers.clone());
         (Input::Call(by, numbers), self.stash.call(by, tokens, self.now()), predicted)
+    }
+
+    /// Asks, as root, what is said to a call with one name that nobody holds, and under which something
+    /// is kept, or is to be.
+    fn explain(
+        &mut self,
+        by: ConnectionId,
+        call: &Call<Inspected<u64>>,
+    ) -> Option<(Name, Verb, Verdict)> {
+        let (name, verb) = only_wish(call).filter(|(name, _)| !self.model.is_held(name))?;
+        let Who { peer, groups } = &self.people[&by];
+        let is_there = self.stash.kept().any(|kept| kept.details.name == name);
+        if !is_there && verb != Verb::Give {
+            return None;
+        }
+        let gids = [&[peer.gid], &**groups].concat();
+        let ask = Call::ExplainPolicy { uid: peer.uid, gids, verb, name: name.clone() };
+        let [root, _] = self.watchers;
+        let effects: Vec<_> = self.stash.call(root, ask, self.now()).into_iter().collect();
+        let [Effect::Answer { outcome: Ok(Reply::Explained(explanation)), .. }] = &effects[..]
+        else {
+            panic!("root is told: {} effects", effects.len())
+        };
+        Some((name, verb, explanation.verdict))
     }
 
     /// Opens files as they are to be opened.

@@ -387,10 +387,10 @@ fn refused(refusal: Refusal) -> String {
 }
 
 fn opening(opening: &Opening<Word>) -> String {
-    let Opening { name, fd, access, flags, count, hand_out, rights, .. } = opening;
+    let Opening { name, fd, access, flags, count, hand_out, rights, asker, .. } = opening;
     let rights = match rights {
         Rights::Daemon => "daemon".into(),
-        Rights::Peer(who) => format!("uid {}", who.peer.uid),
+        Rights::Asker => format!("uid {}", asker.peer.uid),
     };
     let handed = hand_out.map(|access| format!("+{}", access.as_str())).unwrap_or_default();
     format!("{name}={fd} {} {flags:?} {count}x{handed} as {rights}", access.as_str())
