@@ -53,9 +53,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    #[command(flatten)]
-    most: Most,
-
     /// How long a client may leave a message half sent, or what it is sent unread
     #[arg(long, value_name = "SECONDS", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..))]
@@ -74,6 +71,9 @@ pub(crate) struct Args {
     /// How much to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
+
+    #[command(flatten)]
+    most: Most,
 }
 
 /// How much there may be. What is bounded for each user is not bounded for root, nor for the user whose
