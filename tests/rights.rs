@@ -403,7 +403,7 @@ fn a_daemon_with_capabilities_lends_them_to_nobody_but_root() {
     in_team.give(&[wider(&of_root)]).unwrap();
     only(in_team.reopen(&reopening(Access::ReadWrite)).unwrap()).write_at(b"by", 0).unwrap();
     // Root is root, and what gives no more than is kept is the daemon's to open.
-    fs::set_permissions(daemon.path("of-root"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(daemon.path("of-root"), Permissions::from_mode(0o000)).unwrap();
     chown(daemon.path("of-root"), Some(0), Some(0)).unwrap();
     let mut client = daemon.client();
     client.give(&[shared(wider(&of_root), &[ALICE], &[])]).unwrap();

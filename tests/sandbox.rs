@@ -2,7 +2,7 @@
 //! closed to others of their user, and what they have for themselves is not kept for anybody.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -10,21 +10,23 @@ use std::{
             process::CommandExt,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
 
-use fdstash::{Error, Refusal};
+use fdstash::{Error, Refusal, Reopening};
 use fdstash_proto::socket::{self, Received};
-use kit::{Daemon, SOON, User, file, gift, identity, is_root, names, only, skipped, wait_until};
+use kit::{
+    Daemon, SOON, User, file, gift, identity, is_root, name, names, only, skipped, wait_until,
+};
 use nix::sys::ptrace;
 use rustix::{
     event::{EventfdFlags, epoll, eventfd},
-    fs::{MemfdFlags, memfd_create},
+    fs::{MemfdFlags, ioctl_blksszget, memfd_create},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -275,4 +277,111 @@ fn what_only_looks_like_the_daemons_own_is_kept() {
         let back = only(daemon.client().take(&names(["own"])).unwrap());
         assert_eq!(identity(back), identity(fd), "{what}");
     }
+}
+
+/// What the kernel says of a thread's sandbox: whether it can gain power by an exec, and how many filters
+/// its system calls pass.
+fn sandbox_of(status: &Path) -> (bool, u32) {
+    let status = fs::read_to_string(status).expect("everybody may read it");
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|value| value.trim().parse::<u32>().ok())
+    };
+    let filters = value("Seccomp_filters:").or(value("Seccomp:"));
+    (value("NoNewPrivs:") == Some(1), filters.unwrap_or_default())
+}
+
+fn sandbox_of_process(pid: Pid) -> (bool, u32) {
+    sandbox_of(Path::new(&format!("/proc/{}/status", pid.as_raw_pid())))
+}
+
+/// What a server says when it enters its sandbox on a kernel that has all that it needs.
+const IN_SANDBOX: [&str; 2] =
+    ["the server's system calls are filtered", "confined by Landlock status=FullyEnforced"];
+
+#[test]
+fn every_thread_of_a_server_is_in_the_sandbox_and_its_keeper_is_not() {
+    let daemon = Daemon::spawn();
+    let kept = file(daemon.path("kept"), "");
+    // So that there are threads of each sort.
+    daemon.client().give(&[gift("a", &kept)]).unwrap();
+    only(daemon.client().copy_fresh(&names(["a"])).unwrap());
+    daemon.client().close(&names(["a"])).unwrap();
+    let (server, keeper) = daemon.server();
+    let outside = sandbox_of_process(keeper);
+
+    assert_eq!(outside, sandbox_of(Path::new("/proc/self/status")));
+    let threads = fs::read_dir(format!("/proc/{}/task", server.as_raw_pid())).unwrap().flatten();
+    let threads: Vec<_> = threads.map(|thread| sandbox_of(&thread.path().join("status"))).collect();
+    assert!(threads.len() > 1);
+    for thread in threads {
+        assert_eq!(thread, (true, outside.1 + 1));
+    }
+    let log = daemon.log();
+    assert!(log.contains(IN_SANDBOX[0]), "{log}");
+    if !log.contains(IN_SANDBOX[1]) {
+        skipped("the kernel has not all of Landlock");
+    }
+}
+
+#[test]
+fn what_is_opened_anew_in_the_sandbox_is_no_less_for_its_clients() {
+    let daemon = Daemon::spawn();
+    let plain = file(daemon.path("plain"), "content");
+    let mut client = daemon.client();
+    client.give(&[gift("a", &plain)]).unwrap();
+
+    let handed = only(client.reopen(&[Reopening::new(name("a"))]).unwrap());
+    handed.set_len(3).unwrap();
+    assert_eq!(fs::read(daemon.path("plain")).unwrap(), b"con");
+
+    let devices = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
+    let mut devices =
+        devices.filter_map(|entry| File::open(Path::new("/dev").join(entry.file_name())).ok());
+    let Some(device) = devices.next() else {
+        return skipped("there is no block device that could be opened");
+    };
+    client.give(&[gift("device", &device)]).unwrap();
+    let handed = only(client.reopen(&[Reopening::new(name("device"))]).unwrap());
+    assert_eq!(ioctl_blksszget(&handed), ioctl_blksszget(&device));
+    assert!(ioctl_blksszget(&handed).is_ok());
+}
+
+#[test]
+fn a_keeper_that_came_out_of_the_sandbox_does_all_that_a_keeper_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    fs::write(&policy, "").unwrap();
+    let mut daemon = Daemon::builder().own_program().arg("--policy").arg(&policy).spawn();
+    let kept = file(daemon.path("kept"), "");
+    daemon.client().give(&[gift("a", &kept)]).unwrap();
+    let outside = sandbox_of_process(daemon.pid()).1;
+
+    daemon.kill_keeper();
+    for round in 1..4 {
+        let spare = spare_of(&daemon);
+        daemon.kill_server();
+        let (server, keeper) = daemon.server();
+        assert_eq!(keeper, spare);
+        // What has been shut in once stays so, and shuts in once more what it starts.
+        assert_eq!(sandbox_of_process(keeper), (true, outside + round));
+        assert_eq!(sandbox_of_process(server), (true, outside + round + 1));
+
+        let rule = "[[allow]]\nusers = ['root']\nnames = ['a']\nverbs = ['list']\n";
+        fs::write(&policy, rule.repeat(round as usize)).unwrap();
+        let servers = daemon.servers();
+        kill_process(keeper, Signal::HUP).unwrap();
+        wait_until(SOON, || daemon.servers() > servers);
+        assert!(daemon.log().contains(&format!("read the policy allow={round}")));
+        let fresh = only(daemon.client().copy_fresh(&names(["a"])).unwrap());
+        assert_eq!(identity(fresh), identity(&kept));
+        if round < 3 {
+            let before = daemon.log().matches(" spare=").count();
+            kill_process(daemon.server().1, Signal::KILL).unwrap();
+            wait_until(SOON, || daemon.log().matches(" spare=").count() > before);
+        }
+    }
+
+    kill_process(daemon.server().1, Signal::TERM).unwrap();
+    wait_until(SOON, || !daemon.socket().exists() && daemon.processes() == 0);
 }

@@ -119,6 +119,12 @@ impl Place {
         Self { path, lock }
     }
 
+    /// The folder that has both.
+    pub(crate) fn folder(&self) -> &Path {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.unwrap_or(Path::new("."))
+    }
+
     /// The descriptor that has the lock.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()

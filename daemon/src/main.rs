@@ -34,6 +34,7 @@ mod reminder;
 mod rest;
 mod restore;
 mod run;
+mod sandbox;
 mod seat;
 mod server;
 mod spare;

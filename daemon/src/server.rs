@@ -26,11 +26,13 @@ use crate::{
     heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
+    listen::Place,
     peer, process,
     restore::{self, Restored},
     run::Daemon,
+    sandbox,
     steps::step,
-    systemd::{self, Status},
+    systemd::{self, Notify, Status},
 };
 
 /// How often the keeper is told that this server lives.
@@ -60,7 +62,16 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
         crate::steps::born();
     }
     peer::look_at_namespace();
+    let own = sandbox::Own {
+        folder: lasting.place.as_ref().map(Place::folder),
+        has_abstract_manager: lasting.manager.as_ref().is_some_and(Notify::is_abstract),
+    };
+    let is_confined = sandbox::enter(&own);
     let left = restore::find(lasting, start)?;
+    if !is_confined {
+        // Now that what an earlier server has left is closed there is a number free.
+        sandbox::confine(&own);
+    }
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())

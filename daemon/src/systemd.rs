@@ -80,6 +80,11 @@ impl Notify {
         Ok(Self { place })
     }
 
+    /// Whether it leads to an abstract socket.
+    pub(crate) fn is_abstract(&self) -> bool {
+        self.place.as_abstract_name().is_some()
+    }
+
     /// Where it leads, as the kernel tells it of what is connected there.
     pub(crate) fn address(&self) -> Option<SocketAddrAny> {
         let path = self.place.as_pathname().map(SocketAddrUnix::new);

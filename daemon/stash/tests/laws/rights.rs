@@ -70,18 +70,25 @@ proptest! {
                 Performed::Answer { to, outcome, .. } if Some(*to) == by => outcome.as_ref().err(),
                 _ => None,
             });
+            // In a transaction that was rolled back, nothing is done.
+            if matches!(answer, Some(Refusal::TransactionState { .. })) {
+                continue;
+            }
             let is_denied = matches!(answer, Some(Refusal::AccessDenied { verb: denied, .. })
                 if denied == verb.as_str());
-            // Whoever wants a name that is not there yet, is told that it is.
+            // Whoever wants a name that is not there yet, is told that it is, if it may know.
             let is_taken = matches!(answer, Some(Refusal::AlreadyExists { .. }));
+            let may_not_wait = matches!(answer, Some(Refusal::LimitExceeded { limit, .. })
+                if limit == "waitsPerUser");
             let is_hidden = matches!(answer, Some(Refusal::NotFound { .. }));
             let waits = by.is_some_and(|by| matches!(moment.after.unanswered.get(&by), Some(Waits::Names(_))));
             // Of a Reopen more can be denied than the verb: the access, and the place.
             let is_reopen = matches!(verb, Verb::Reopen | Verb::ReopenByPath);
             let holds = match verdict {
-                Verdict::Denied | Verdict::Hidden if *verb == Verb::Give => is_denied || is_taken,
+                Verdict::Denied if *verb == Verb::Give => is_denied || is_taken,
+                Verdict::Hidden if *verb == Verb::Give => is_denied,
                 Verdict::Denied => is_denied,
-                Verdict::Hidden => is_hidden || waits,
+                Verdict::Hidden => is_hidden || waits || may_not_wait,
                 Verdict::Allowed => !is_denied || is_reopen,
             };
             prop_assert!(holds, "{} {:?} {:?}: {}", name, verb, verdict, trace.until(at));
