@@ -62,7 +62,7 @@ pub(crate) fn people() -> [Who; 6] {
 
 /// Histories in a room so small that calls meet its walls.
 pub(crate) fn histories() -> impl Strategy<Value = History> {
-    let limits = (3usize..10, 10usize..14, 14usize..20, 1usize..4);
+    let limits = (3usize..10, 10usize..14, 14usize..20, 1usize..3);
     // Whose quotas are large, meets the walls of the room.
     let quota = option::of(quota(Just(300).boxed()));
     let limits =

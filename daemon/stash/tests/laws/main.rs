@@ -340,7 +340,7 @@ fn histories_are_played_by_the_thousand() {
     let mut runner = TestRunner::deterministic();
     let history = || histories().new_tree(&mut runner).map(|tree| tree.current());
     let histories: Vec<History> =
-        std::iter::repeat_with(history).take(200).collect::<Result<_, _>>().unwrap();
+        std::iter::repeat_with(history).take(600).collect::<Result<_, _>>().unwrap();
 
     let begin = std::time::Instant::now();
     let traces: Vec<_> = histories.iter().map(play).collect();
