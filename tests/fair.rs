@@ -58,11 +58,11 @@ fn withstands(daemon: &Daemon, attack: &Attack) {
     wait_until(SOON, || daemon.statistics().connections == all);
     let server = daemon.server().0;
 
-    kill_process(server, Signal::STOP).unwrap();
+    kill_process(server, Signal::STOP).expect("it can be stopped");
     hostile.iter().for_each(|raw| raw.send(&attack.calls, &nulls));
     honest.say(&call("GetStatistics", &json!({})));
-    kill_process(server, Signal::CONT).unwrap();
-    let refused = honest.reply()["parameters"]["refused"].as_u64().unwrap() - before;
+    kill_process(server, Signal::CONT).expect("it can go on");
+    let refused = honest.reply()["parameters"]["refused"].as_u64().expect("a number") - before;
 
     assert!(refused <= attack.most, "{refused} calls were done before the one of somebody else");
     let in_the_end = before + (attack.connections * attack.refused) as u64;

@@ -55,7 +55,7 @@ impl Pattern {
 }
 
 /// How many steps to look for a match in the simple way: enough for what people write.
-const STEPS: usize = 4 * Name::MAX_LEN;
+const STEPS: usize = 2 * Name::MAX_LEN;
 
 /// Whether a text matches, if that shows soon. Only the last `*` seen is ever tried again.
 fn matches_soon(pattern: &[u8], text: &[u8]) -> Option<bool> {

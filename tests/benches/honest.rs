@@ -292,7 +292,7 @@ fn watch(socket: &Path, count: usize, pattern: &str) -> Vec<UnixStream> {
     });
     let streams = connected(socket, count);
     for mut stream in &streams {
-        let _ = stream.write_all(&kit::messages(&[watch.clone()]));
+        let _ = stream.write_all(&kit::messages(std::slice::from_ref(&watch)));
     }
     streams
 }
