@@ -66,11 +66,14 @@ proptest! {
                 continue;
             }
             let by = moment.caller();
-            let answer = moment.performed.iter().find_map(|effect| match effect {
-                Performed::Answer { to, outcome, .. } if Some(*to) == by => outcome.as_ref().err(),
-                _ => None,
-            });
-            let is_denied = matches!(answer, Some(Refusal::AccessDenied { verb: denied, .. })
+            let refused = |effect: &Performed| {
+                let Performed::Answer { to, outcome: Err(refusal), .. } = effect else {
+                    return None;
+                };
+                (Some(*to) == by).then(|| refusal.clone())
+            };
+            let answer = moment.performed.iter().find_map(refused);
+            let is_denied = matches!(&answer, Some(Refusal::AccessDenied { verb: denied, .. })
                 if denied == verb.as_str());
             // Whoever wants a name that is not there yet, is told that it is.
             let is_taken = matches!(answer, Some(Refusal::AlreadyExists { .. }));
@@ -272,11 +275,11 @@ impl<'a> Witness<'a> {
 
 /// What goes out, and to whom.
 fn handed(moment: &Moment) -> impl Iterator<Item = (ConnectionId, u64)> {
-    moment.performed.iter().flat_map(|effect| match effect {
-        Performed::Answer { to, outcome: Ok(Reply::Handed(all)), .. } => {
-            all.iter().map(|one| (*to, one.fd)).collect()
-        }
-        _ => Vec::new(),
+    moment.performed.iter().flat_map(|effect| {
+        let Performed::Answer { to, outcome: Ok(Reply::Handed(all)), .. } = effect else {
+            return Vec::new();
+        };
+        all.iter().map(|one| (*to, one.fd)).collect()
     })
 }
 
