@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use fdstash_proto::{Access, Flags, Kind, Labels, Name, Pattern, Peer, Share};
 use fdstash_stash::{
-    Allow, Details, EntryId, Facts, Origin, Reason, Reserve, Rules, Verb, Verdict, Who, Whom,
-    explain, judge,
+    Allow, Details, EntryId, Facts, Origin, Reason, Reserve, Rules, UNMAPPED, Verb, Verdict, Who,
+    Whom, explain, judge,
 };
 
 use Verb::{Close, Copy, Give, List, Reopen, ReopenByPath, Take};
@@ -192,5 +192,44 @@ fn entry_of(uid: u32, share: Share) -> Details {
         share,
         labels: Labels::new(),
         revision: 1,
+    }
+}
+
+#[test]
+fn what_a_number_gives_is_for_nobody_who_has_none() {
+    const NONE: u32 = UNMAPPED;
+    let entry = entry_of(NONE, Share { uids: vec![NONE], gids: vec![NONE, 30] });
+    let rules = Rules {
+        allow: vec![
+            allow(&[NONE], &[NONE], &["*"], &Verb::ALL),
+            allow(&[], &[40], &["*"], &[Copy]),
+        ],
+        reserve: Vec::new(),
+    };
+
+    // Who it is, what it may do, and whether it may give a name that is free.
+    for (what, who, may, gives) in [
+        ("a user and a group without a number", who(NONE, NONE, &[NONE]), None, false),
+        ("one of a group that has one", who(NONE, 99, &[NONE, 98]), None, false),
+        ("one of a group that a rule lets", who(NONE, 40, &[NONE]), Some(&[Copy][..]), false),
+        (
+            "one of a group that it is shared with",
+            who(NONE, NONE, &[30]),
+            Some(&[Give, Take, Copy, Close, Reopen, List][..]),
+            false,
+        ),
+        ("a user whose groups have none", who(7, NONE, &[NONE]), None, true),
+    ] {
+        for verb in Verb::ALL {
+            let expected = match may {
+                None => Hidden,
+                Some(verbs) if verbs.contains(&verb) => Allowed,
+                Some(_) => Denied,
+            };
+            assert_eq!(judge(&rules, &who, verb, &entry), expected, "{what}, {verb:?}");
+        }
+        let (free, _) = explain(&rules, &who, Give, &entry.name, None);
+        assert_eq!(free, if gives { Allowed } else { Denied }, "{what}");
+        assert!(!who.is_mapped(), "{what}");
     }
 }

@@ -66,19 +66,22 @@ proptest! {
                 continue;
             }
             let by = moment.caller();
-            let answer = moment.performed.iter().find_map(|effect| match effect {
-                Performed::Answer { to, outcome, .. } if Some(*to) == by => outcome.as_ref().err(),
-                _ => None,
-            });
+            let refused = |effect: &Performed| {
+                let Performed::Answer { to, outcome: Err(refusal), .. } = effect else {
+                    return None;
+                };
+                (Some(*to) == by).then(|| refusal.clone())
+            };
+            let answer = moment.performed.iter().find_map(refused);
             // In a transaction that was rolled back, nothing is done.
-            if matches!(answer, Some(Refusal::TransactionState { .. })) {
+            if matches!(&answer, Some(Refusal::TransactionState { .. })) {
                 continue;
             }
-            let is_denied = matches!(answer, Some(Refusal::AccessDenied { verb: denied, .. })
+            let is_denied = matches!(&answer, Some(Refusal::AccessDenied { verb: denied, .. })
                 if denied == verb.as_str());
             // Whoever wants a name that is not there yet, is told that it is, if it may know.
             let is_taken = matches!(answer, Some(Refusal::AlreadyExists { .. }));
-            let may_not_wait = matches!(answer, Some(Refusal::LimitExceeded { limit, .. })
+            let may_not_wait = matches!(&answer, Some(Refusal::LimitExceeded { limit, .. })
                 if limit == "waitsPerUser");
             let is_hidden = matches!(answer, Some(Refusal::NotFound { .. }));
             let waits = by.is_some_and(|by| matches!(moment.after.unanswered.get(&by), Some(Waits::Names(_))));
@@ -279,11 +282,11 @@ impl<'a> Witness<'a> {
 
 /// What goes out, and to whom.
 fn handed(moment: &Moment) -> impl Iterator<Item = (ConnectionId, u64)> {
-    moment.performed.iter().flat_map(|effect| match effect {
-        Performed::Answer { to, outcome: Ok(Reply::Handed(all)), .. } => {
-            all.iter().map(|one| (*to, one.fd)).collect()
-        }
-        _ => Vec::new(),
+    moment.performed.iter().flat_map(|effect| {
+        let Performed::Answer { to, outcome: Ok(Reply::Handed(all)), .. } = effect else {
+            return Vec::new();
+        };
+        all.iter().map(|one| (*to, one.fd)).collect()
     })
 }
 
