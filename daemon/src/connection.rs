@@ -27,6 +27,7 @@ use crate::{
     descriptor::Descriptor,
     door::no_room,
     inspect::is_hung_up,
+    ledger::{Charge, Need, Room},
     run::{Daemon, Input},
     seat::{Current, Left, PIECE, Scratch, Seat, State, fitting},
     steps::step,
@@ -40,7 +41,8 @@ const STRANDED_TIME: Duration = Duration::from_millis(250);
 const GLANCE: Duration = Duration::from_secs(1);
 
 /// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
-/// message has: those that were opened for the client take room here until it reads.
+/// message has, or with any while the user has all in flight that it may: those take room here until
+/// the client reads.
 const MUCH_TO_SEND: usize = 256 << 10;
 
 /// How many entries one part of a List has.
@@ -73,6 +75,8 @@ pub(crate) struct Connection {
     pub(crate) seat: Rc<Seat>,
     pub(crate) daemon: Rc<RefCell<Daemon>>,
     scratch: Rc<RefCell<Scratch>>,
+    /// Counts the socket.
+    charge: Charge,
     pub(crate) inbox: Inbox<Descriptor>,
     /// How long the rest of a message may take to come, in which its descriptors take room here; and
     /// how long the client may read nothing of what is sent to it.
@@ -97,10 +101,13 @@ impl Connection {
             let daemon = daemon.borrow();
             (daemon.patience(), Rc::clone(&daemon.scratch))
         };
+        let charge = seat.account.charge();
+        charge.hold();
         Self {
             id,
             socket,
             seat,
+            charge,
             daemon: Rc::clone(daemon),
             scratch,
             patience,
@@ -132,7 +139,7 @@ impl Connection {
         self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
         // What is still unread in it may be the last of a descriptor that takes its time to close.
         if let Ok(socket) = self.socket.into_std() {
-            self.daemon.borrow().closer().close(socket.into());
+            self.charge.close(socket.into());
         }
     }
 
@@ -164,6 +171,10 @@ impl Connection {
         self.set_deadlines(idle, sending);
         // Behind a call that is not finished one read is enough to see the client go.
         let reading = !self.ended && (self.inbox.is_empty() || (idle && !sending));
+        if !reading {
+            // Others can use it.
+            drop(self.seat.take_room());
+        }
         self.seat.set_awake(false);
         self.wait(reading, sending).await
     }
@@ -185,7 +196,8 @@ impl Connection {
         loop {
             {
                 let mut state = self.seat.state.borrow_mut();
-                if state.outbox.len() > MUCH_TO_SEND || state.fds > MAX_DESCRIPTORS {
+                let most = if self.seat.account.is_full() { 0 } else { MAX_DESCRIPTORS };
+                if state.outbox.len() > MUCH_TO_SEND || state.unread.count() > most {
                     return Ok(began);
                 }
                 match &state.call {
@@ -258,13 +270,13 @@ impl Connection {
         loop {
             let mut confirmed = false;
             {
-                let state = &mut *self.seat.state.borrow_mut();
-                if state.outbox.is_empty() {
+                let State { outbox, unread, call, .. } = &mut *self.seat.state.borrow_mut();
+                if outbox.is_empty() {
                     self.read_by = None;
                     return Ok(sent);
                 }
                 let bytes = &mut self.scratch.borrow_mut().write;
-                let fds = state.outbox.next_send(bytes, PIECE);
+                let fds = outbox.next_send(bytes, PIECE);
                 step("before a send");
                 let sending = self.send(bytes, fds);
                 step("after a send");
@@ -273,12 +285,12 @@ impl Connection {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
                     Err(error) => return Err(error.into()),
                 };
-                state.outbox.advance(count, |frame, left| {
+                outbox.advance(count, |frame, left| {
                     confirmed |= left == Left::Confirm;
-                    state.fds -= frame.fds.len();
+                    unread.remove(frame.fds.len());
                 });
                 if confirmed {
-                    state.call = Current::None;
+                    *call = Current::None;
                 }
             }
             sent = true;
@@ -307,8 +319,11 @@ impl Connection {
     }
 
     async fn wait(&mut self, reading: bool, sending: bool) -> Result<(), End> {
-        // Behind an unfinished call, or when the client sends no more, no read sees it go.
+        let waits_for_room = reading && self.seat.waits_for_room();
+        // Behind an unfinished call, or when the client sends no more, no read sees it go. What it has
+        // sent before it went is still to be read, when there is room.
         let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
+        let reading = reading && !waits_for_room;
         let whole_by = self.whole_by.map(|(by, _)| by);
         let overdue = [whole_by, self.read_by, glance].into_iter().flatten().min();
         let event = async {
@@ -342,16 +357,26 @@ impl Connection {
         if is_hung_up(&self.socket) { Err(End::Closed) } else { Ok(()) }
     }
 
-    /// Reads once.
+    /// Room for what a read may bring; without it, the connection is woken when there is some, and what
+    /// the client has sent waits in the kernel meanwhile.
+    fn room(&self) -> Option<Room> {
+        let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
+        self.seat.take_room().or_else(|| {
+            self.daemon.borrow_mut().room_to_receive(self.id, &self.seat, need)
+        })
+    }
+
+    /// Reads once, if there is room for what may come.
     fn read(&mut self) -> Result<(), End> {
+        // Kept until what has come counts itself.
+        let Some(_room) = self.room() else { return Ok(()) };
         let mut scratch = self.scratch.borrow_mut();
         let Scratch { read: buffer, fds, .. } = &mut *scratch;
         step("before a receive");
         let received =
             self.socket.try_io(Interest::READABLE, || socket::receive(&self.socket, buffer, fds));
         step("after a receive");
-        let closer = self.daemon.borrow().closer().clone();
-        let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &closer));
+        let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {
                 self.inbox.feed(&buffer[..count], fds)?;

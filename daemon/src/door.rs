@@ -71,6 +71,7 @@ impl Door {
             }
         };
         let peer = who.peer;
+        let account = self.daemon.borrow().account(&who);
         let admitted = self.daemon.borrow_mut().connect(who);
         match admitted {
             Ok((id, seat)) => {
@@ -82,7 +83,7 @@ impl Door {
                 self.remind(&refusal.to_string());
                 refuse(&socket, &reply::write(Err(refusal), false));
                 if let Ok(socket) = socket.into_std() {
-                    self.daemon.borrow().closer().close(socket.into());
+                    account.charge().close(socket.into());
                 }
             }
         }

@@ -8,7 +8,9 @@ use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
 use crate::{
     descriptor::Descriptor,
     inherited::number,
-    open::open_all,
+    ledger::Need,
+    open::no_room,
+    opener::{self, BESIDE},
     run::{Daemon, Input, mirror_one, with_drift},
     seat::Answered,
     steps::step,
@@ -85,14 +87,27 @@ impl Daemon {
         })
     }
 
-    /// Opens on the blocking pool; what comes of it comes back as an input.
-    fn open(&self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
-        let (inputs, closer) = (self.inputs.clone(), self.closer().clone());
-        tokio::task::spawn_blocking(move || {
-            let outcome = open_all(&openings, &closer);
-            // Fails only when the daemon ends, and everything with it.
-            let _ = inputs.send(Input::Opened(by, outcome));
-        });
+    /// Opens on threads, when there is room; what comes of it comes back as an input.
+    fn open(&mut self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
+        let Some(seat) = self.seats.get(&by) else { return };
+        let account = seat.account.clone();
+        let mut gifts = account.load();
+        gifts.add(seat.gifts.take());
+        let count = openings.iter().map(|opening| opening.wanted().count().max(1)).sum::<usize>();
+        let need = Need::Open(count + BESIDE);
+        let (opener, inputs) = (self.opener.clone(), self.inputs.clone());
+        let of = account.clone();
+        let open = move |room| {
+            let account = of;
+            opener.open(opener::Call { by, openings, account, inputs, gifts, room });
+        };
+        if let Some(room) = self.line.room(&account, need) {
+            open(room);
+        } else if account.will_fit(need) {
+            self.line.wait(by, &account, need, open);
+        } else {
+            self.pending.push_back(Input::Opened(by, Err(no_room())));
+        }
     }
 
     /// Tells watchers of a change, in a message that is written once.

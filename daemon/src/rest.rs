@@ -31,7 +31,8 @@ impl Connection {
         let Carried { id, mode, doing, lost, bytes, .. } = carried;
         let call = call_of(&doing, mode);
         let who = peer::who(&socket).unwrap_or_else(|_| peer::nobody());
-        let seat = Rc::new(Seat::at(who.clone(), call, lost));
+        let account = daemon.borrow().account(&who);
+        let seat = Rc::new(Seat::at(who.clone(), account, call, lost));
         daemon.borrow_mut().resume(id, who, doing, &seat);
         let resumed = UnixStream::from_std(socket.into()).and_then(|socket| {
             let mut connection = Self::new(id, socket, seat, daemon);

@@ -26,7 +26,6 @@ use tokio::{
 use crate::{
     args::Config,
     clock::{self, Alarm},
-    closer::Closer,
     connection::Connection,
     descriptor::Descriptor,
     handover::Pause,
@@ -35,7 +34,10 @@ use crate::{
     inspect::{flags_now, inspect},
     journal::Journal,
     lasting::Lasting,
+    ledger::{Account, Ledger, Need, ROOT, Room},
+    line::Line,
     mirror::Old,
+    opener::Opener,
     policy,
     reminder::Reminder,
     restore::{Restored, rewrite},
@@ -43,6 +45,9 @@ use crate::{
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
 };
+
+/// How many descriptors a user may have in flight.
+const IN_FLIGHT: usize = 2048;
 
 /// Everything that can happen.
 pub(crate) enum Input {
@@ -80,7 +85,10 @@ pub(crate) struct Daemon {
     pub(crate) pending: VecDeque<Input>,
     /// Speaks when calls are refused for lack of room.
     pub(crate) reminder: Reminder,
-    closer: Closer,
+    pub(crate) ledger: Ledger,
+    /// Who waits for room.
+    pub(crate) line: Line,
+    pub(crate) opener: Opener,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
     pub(crate) mirror: Option<DaemonsMirror>,
@@ -104,7 +112,8 @@ impl Daemon {
         restored: Restored,
         status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
-        let Restored { stash, effects, connections, bundles, closed, back, missing } = restored;
+        let Restored { stash, effects, connections, ledger, bundles, closed, back, missing } =
+            restored;
         let (inputs, received) = mpsc::unbounded_channel();
         let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
         rewrite(&mut journal, &stash).context("writing the journal anew")?;
@@ -119,7 +128,9 @@ impl Daemon {
             inputs,
             pending: VecDeque::new(),
             reminder: Reminder::default(),
-            closer: Closer::new(Handle::current()),
+            line: Line::new(ledger.clone()),
+            ledger,
+            opener: Opener::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
             mirror: None,
@@ -166,6 +177,13 @@ impl Daemon {
                 of_pool.borrow_mut().handle(input);
             }
         });
+        let (of_line, ledger) = (Rc::clone(daemon), daemon.borrow().ledger.clone());
+        spawn_local(async move {
+            loop {
+                ledger.freed().await;
+                of_line.borrow_mut().line.serve();
+            }
+        });
         let (of_alarm, alarm) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().alarm));
         spawn_local(async move {
             loop {
@@ -200,12 +218,15 @@ impl Daemon {
             let effects = match input {
                 Input::Call(by, call) => self.call(by, call),
                 Input::Misunderstood(by, refusal) => self.stash.misunderstood(by, refusal),
-                Input::Opened(by, outcome) => self.stash.opened(by, outcome, now),
+                Input::Opened(by, outcome) => {
+                    outcome.iter().flatten().flatten().for_each(|file| file.fd.hold());
+                    self.stash.opened(by, outcome, now)
+                }
                 Input::Sent(by) => self.stash.sent(by, now),
                 Input::Unsent(by) => self.stash.unsent(by, now),
                 Input::Disconnected(by) => {
                     self.pause.forget(by);
-                    self.seats.remove(&by);
+                    self.forget(by);
                     self.all_gone.notify_one();
                     self.stash.disconnect(by, now)
                 }
@@ -257,8 +278,13 @@ impl Daemon {
 
     /// Gives a connection a seat, or says why there is none.
     pub(crate) fn connect(&mut self, who: Who) -> Result<(ConnectionId, Rc<Seat>), Refusal> {
+        let account = self.account(&who);
+        if account.is_full_of_closes() {
+            let value = i64::try_from(account.most()).unwrap_or(i64::MAX);
+            return Err(Refusal::LimitExceeded { limit: "descriptorsPerUser".into(), value });
+        }
         let id = self.stash.connect(who.clone())?;
-        let seat = Rc::new(Seat::new(who));
+        let seat = Rc::new(Seat::new(who, account));
         self.seats.insert(id, Rc::clone(&seat));
         self.count();
         Ok((id, seat))
@@ -268,6 +294,47 @@ impl Daemon {
     pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
         self.stash.resume(id, who, doing);
         self.seats.insert(id, Rc::clone(seat));
+    }
+
+    /// To whom the descriptors of a peer are counted.
+    pub(crate) fn account(&self, who: &Who) -> Account {
+        let account = self.ledger.account(who.peer.uid);
+        if who.peer.uid != ROOT {
+            account.set_most(IN_FLIGHT);
+        }
+        account
+    }
+
+    /// Room for what a connection may receive; or it is given some when there is some.
+    pub(crate) fn room_to_receive(
+        &mut self,
+        by: ConnectionId,
+        seat: &Rc<Seat>,
+        need: Need,
+    ) -> Option<Room> {
+        let room = self.line.room(&seat.account, need);
+        if room.is_none() {
+            seat.await_room();
+            let waiting = Rc::downgrade(seat);
+            self.line.wait(by, &seat.account, need, move |room| {
+                if let Some(seat) = waiting.upgrade() {
+                    seat.grant(room);
+                }
+            });
+        }
+        room
+    }
+
+    /// Makes the threads that are always there.
+    pub(crate) fn start_threads(&self) {
+        self.ledger.closer().start();
+        self.opener.start();
+    }
+
+    fn forget(&mut self, by: ConnectionId) {
+        let Some(seat) = self.seats.remove(&by) else { return };
+        self.line.forget(by, seat.account.uid());
+        self.opener.forget(by, seat.account.uid());
     }
 
     /// The next entries that a connection may see, with the flags that have drifted.
@@ -300,11 +367,6 @@ impl Daemon {
         }
     }
 
-    /// Who closes what is held no longer.
-    pub(crate) fn closer(&self) -> &Closer {
-        &self.closer
-    }
-
     /// How long a client may leave a message half sent, or an answer unread.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
@@ -317,7 +379,16 @@ impl Daemon {
 
     /// Finds out what the gifts of a call are, and makes it.
     fn call(&mut self, by: ConnectionId, call: Call<Descriptor>) -> Effects<Descriptor> {
-        let call = match call.try_map(inspect) {
+        let mut gifts = 0;
+        let looked_at = call.try_map(|fd: Descriptor| {
+            fd.hold();
+            gifts += 1;
+            inspect(fd)
+        });
+        if let Some(seat) = self.seats.get(&by) {
+            seat.gifts.set(gifts);
+        }
+        let call = match looked_at {
             Ok(call) => call,
             Err((name, errno)) => {
                 tracing::error!(%name, %errno, "looking at a descriptor failed");

@@ -11,7 +11,10 @@ use fdstash_proto::{Entry, Frame, Mode, Name, Notice, Outbox, Pattern, Refusal, 
 use fdstash_stash::Who;
 use tokio::sync::Notify;
 
-use crate::descriptor::Descriptor;
+use crate::{
+    descriptor::Descriptor,
+    ledger::{Account, Load, Room},
+};
 
 /// With so many bytes yet to leave, changes are counted for a watcher and no longer told.
 const TOO_MUCH_TO_TELL: usize = 1 << 20;
@@ -41,7 +44,12 @@ impl Scratch {
 /// What the event loop and a connection's task share of it. Owns what waits to be sent.
 pub(crate) struct Seat {
     pub(crate) who: Who,
+    pub(crate) account: Account,
     pub(crate) state: RefCell<State>,
+    /// Room to read with, where that has to be waited for.
+    grant: RefCell<Grant>,
+    /// How many descriptors came with the call that it is at.
+    pub(crate) gifts: Cell<usize>,
     /// Wakes the task, when something else than its socket has news for it.
     news: Notify,
     /// The task is at work, and sees the news anyway.
@@ -51,14 +59,26 @@ pub(crate) struct Seat {
 pub(crate) struct State {
     pub(crate) outbox: Outbox<Arc<Descriptor>, Left>,
     pub(crate) call: Current,
-    /// How many descriptors are in the outbox.
-    pub(crate) fds: usize,
+    /// The descriptors that are in the outbox.
+    pub(crate) unread: Load,
     /// Whether the connection is to close, as soon as its answers have left.
     pub(crate) closing: bool,
     /// Whether it is to close, whatever it is at.
     pub(crate) is_cut: bool,
     /// Changes that a watcher was not told of.
     pub(crate) lost: u64,
+}
+
+/// How far it is with room to read.
+#[derive(Default)]
+enum Grant {
+    /// It has not asked.
+    #[default]
+    None,
+    /// It waits for some.
+    Waiting,
+    /// It has some.
+    Room(Room),
 }
 
 /// What the stash wants to know when an answer has left.
@@ -82,15 +102,23 @@ pub(crate) enum Current {
 }
 
 impl Seat {
-    pub(crate) fn new(who: Who) -> Self {
-        Self::at(who, Current::None, 0)
+    pub(crate) fn new(who: Who, account: Account) -> Self {
+        Self::at(who, account, Current::None, 0)
     }
 
     /// One that is at a call already, and was not told of so many changes.
-    pub(crate) fn at(who: Who, call: Current, lost: u64) -> Self {
-        let outbox = Outbox::new();
-        let state = State { outbox, call, fds: 0, closing: false, is_cut: false, lost };
-        Self { who, state: RefCell::new(state), news: Notify::new(), awake: Cell::new(false) }
+    pub(crate) fn at(who: Who, account: Account, call: Current, lost: u64) -> Self {
+        let (outbox, unread) = (Outbox::new(), account.load());
+        let state = State { outbox, call, unread, closing: false, is_cut: false, lost };
+        Self {
+            who,
+            account,
+            state: RefCell::new(state),
+            grant: RefCell::default(),
+            gifts: Cell::new(0),
+            news: Notify::new(),
+            awake: Cell::new(false),
+        }
     }
 
     /// Answers the connection's call. Whether what is handed out will not leave, because the call
@@ -117,7 +145,7 @@ impl Seat {
         }
         let left = if confirm { Left::Confirm } else { Left::Nothing };
         let frame = reply::write(outcome, continues);
-        state.fds += frame.fds.len();
+        state.unread.add(frame.fds.len());
         state.outbox.push(frame, left);
         self.wake();
         Answered::Sending
@@ -159,6 +187,35 @@ impl Seat {
         let state = self.state.borrow();
         let is_answering = matches!(state.call, Current::Listing(..) | Current::Leaving);
         state.outbox.is_empty() && !is_answering
+    }
+
+    /// Whether it waits for room to read.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        matches!(*self.grant.borrow(), Grant::Waiting)
+    }
+
+    /// Has it wait for room.
+    pub(crate) fn await_room(&self) {
+        *self.grant.borrow_mut() = Grant::Waiting;
+    }
+
+    /// Gives it the room that it waits for.
+    pub(crate) fn grant(&self, room: Room) {
+        *self.grant.borrow_mut() = Grant::Room(room);
+        self.wake();
+    }
+
+    /// The room that it was given.
+    pub(crate) fn take_room(&self) -> Option<Room> {
+        let mut grant = self.grant.borrow_mut();
+        match mem::take(&mut *grant) {
+            Grant::Room(room) => Some(room),
+            Grant::None => None,
+            Grant::Waiting => {
+                *grant = Grant::Waiting;
+                None
+            }
+        }
     }
 
     /// Waits for news from elsewhere than the socket.
