@@ -5,11 +5,11 @@ use std::{env, path::PathBuf, time::Duration};
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use fdstash_proto::MAX_DESCRIPTORS;
-use fdstash_stash::Limits;
+use fdstash_stash::{Limits, Quota};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
-use crate::{ledger::Table, policy, systemd::capacity};
+use crate::{ledger::Table, opener, policy, systemd::capacity};
 
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
@@ -57,13 +57,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
-    /// The most entries to hold [default: as many as the limit on open files leaves room for]
-    #[arg(long, value_name = "COUNT")]
-    max_entries: Option<usize>,
-
-    /// The most connections to serve at a time
-    #[arg(long, value_name = "COUNT", default_value_t = 16384)]
-    max_connections: usize,
+    #[command(flatten)]
+    most: Most,
 
     /// How long a client may leave a message half sent, or what it is sent unread
     #[arg(long, value_name = "SECONDS", default_value_t = 30,
@@ -83,6 +78,62 @@ pub(crate) struct Args {
     /// How much to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
+}
+
+/// How much there may be. What is bounded for each user is not bounded for root, nor for the user whose
+/// daemon it is, unless the policy says so.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct Most {
+    /// The most entries to hold [default: as many as the limit on open files leaves room for]
+    #[arg(long, value_name = "COUNT")]
+    max_entries: Option<usize>,
+
+    /// The most connections to serve at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 16384)]
+    max_connections: usize,
+
+    /// How much of the entries, connections, descriptors and opens only root can use
+    #[arg(long, value_name = "PERCENT", default_value_t = 12,
+        value_parser = clap::value_parser!(u8).range(..=90))]
+    root_share: u8,
+
+    /// The most entries that a user may keep or hold [default: a quarter of all]
+    #[arg(long, value_name = "COUNT")]
+    user_entries: Option<u32>,
+
+    /// The most connections that a user may have [default: a quarter of all]
+    #[arg(long, value_name = "COUNT")]
+    user_connections: Option<u32>,
+
+    /// The most bytes that the labels and share lists of a user's entries may have
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    user_label_bytes: u32,
+
+    /// The most names for which a user's calls may wait
+    #[arg(long, value_name = "COUNT", default_value_t = 1024)]
+    user_waits: u32,
+
+    /// The most watches that a user may have
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    user_watches: u32,
+
+    /// The most transactions that a user may have open
+    #[arg(long, value_name = "COUNT", default_value_t = 256)]
+    user_transactions: u32,
+
+    /// The most calls of a user for which files may be being opened at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 32)]
+    user_opens: u32,
+
+    /// The most descriptors that a user may have on their way in and out
+    #[arg(long, value_name = "COUNT", default_value_t = 2048)]
+    user_descriptors: u32,
+
+    /// For how long a user's transaction may hold names without a call, before it is rolled back
+    #[arg(long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    idle_transaction: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -141,13 +192,39 @@ impl Args {
             bail!("the limit on open files (ulimit -n) is {open_files}: too few to hold anything");
         };
         let slack = (open_files / PER_SLACK).max(SLACK).min(size / 4);
-        let (table, places) = (Table { size, slack }, size - slack);
+        let places = size - slack;
         // A Reopen in a transaction needs a place beside what is kept, also where the stash is full.
         let spare = SPARE.min(places / 4);
-        let entries = self.max_entries.unwrap_or(places - spare).min(places);
-        let limits = Limits { entries, connections: self.max_connections, places };
+        let limits = self.most.limits(places, places - spare);
+        let table = Table { size, slack, owner: limits.owner };
         let (policy, patience) = (self.policy(), Duration::from_secs(self.patience));
         Ok(Config { socket: self.socket, limits, table, policy, patience })
+    }
+}
+
+impl Most {
+    /// The limits of a daemon with so many places, of which so many are for entries unless somebody says
+    /// otherwise.
+    fn limits(&self, places: usize, for_entries: usize) -> Limits {
+        let entries = self.max_entries.unwrap_or(for_entries).min(places);
+        let quarter = |of: usize| of.div_ceil(4) as u64;
+        Limits {
+            opens: opener::MOST,
+            root_share: self.root_share.into(),
+            owner: rustix::process::geteuid().as_raw(),
+            quota: Quota {
+                entries: self.user_entries.map_or(quarter(entries), u64::from),
+                connections: self.user_connections.map_or(quarter(self.max_connections), u64::from),
+                label_bytes: self.user_label_bytes.into(),
+                waits: self.user_waits.into(),
+                watches: self.user_watches.into(),
+                transactions: self.user_transactions.into(),
+                opens: self.user_opens.into(),
+                descriptors: self.user_descriptors.into(),
+                idle_usec: u64::from(self.idle_transaction) * 1_000_000,
+            },
+            ..Limits::new(entries, self.max_connections, places)
+        }
     }
 }
 

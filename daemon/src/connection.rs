@@ -27,7 +27,7 @@ use crate::{
     descriptor::Descriptor,
     door::no_room,
     inspect::is_hung_up,
-    ledger::{Charge, Need, Room},
+    ledger::{Charge, Need},
     run::{Daemon, Input},
     seat::{Current, Left, PIECE, Scratch, Seat, State, fitting},
     steps::step,
@@ -357,25 +357,25 @@ impl Connection {
         if is_hung_up(&self.socket) { Err(End::Closed) } else { Ok(()) }
     }
 
-    /// Room for what a read may bring; without it, the connection is woken when there is some, and what
-    /// the client has sent waits in the kernel meanwhile.
-    fn room(&self) -> Option<Room> {
-        let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
-        self.seat.take_room().or_else(|| {
-            self.daemon.borrow_mut().room_to_receive(self.id, &self.seat, need)
-        })
-    }
-
-    /// Reads once, if there is room for what may come.
+    /// Reads once, if there is room for what comes. If not, the connection is woken when there is some,
+    /// and what the client has sent waits in the kernel meanwhile.
     fn read(&mut self) -> Result<(), End> {
+        let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
         // Kept until what has come counts itself.
-        let Some(_room) = self.room() else { return Ok(()) };
-        let mut scratch = self.scratch.borrow_mut();
-        let Scratch { read: buffer, fds, .. } = &mut *scratch;
+        let room = self.seat.take_room();
+        let room = room.or_else(|| self.daemon.borrow().line.room(&self.seat.account, need));
+        let scratch = Rc::clone(&self.scratch);
+        let Scratch { read: buffer, fds, .. } = &mut *scratch.borrow_mut();
         step("before a receive");
-        let received =
-            self.socket.try_io(Interest::READABLE, || socket::receive(&self.socket, buffer, fds));
+        let received = self.socket.try_io(Interest::READABLE, || match &room {
+            Some(_) => socket::receive(&self.socket, buffer, fds).map(Some),
+            None => socket::receive_without_descriptors(&self.socket, buffer),
+        });
         step("after a receive");
+        let Some(received) = received.transpose() else {
+            self.daemon.borrow_mut().await_room(self.id, &self.seat, need);
+            return Ok(());
+        };
         let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {

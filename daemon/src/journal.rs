@@ -573,7 +573,7 @@ mod tests {
 
     impl Filer {
         fn new(names: u64, label: usize, tickets: bool) -> Self {
-            let limits = Limits { entries: 1000, connections: 1000, places: 10_000 };
+            let limits = Limits::new(1000, 1000, 10_000);
             let stash = Stash::new(limits, Keeper::Process);
             Self { stash, names, label, tickets, random: 1, steps: 0 }
         }

@@ -35,6 +35,8 @@ pub(crate) struct Table {
     pub(crate) size: usize,
     /// Of these, those that the stash leaves to what is in flight.
     pub(crate) slack: usize,
+    /// The user whose daemon it is, who is root here.
+    pub(crate) owner: u32,
 }
 
 impl Table {
@@ -107,6 +109,7 @@ impl Ledger {
 
     /// A user's account.
     pub(crate) fn account(&self, uid: u32) -> Account {
+        let uid = if uid == self.0.table.owner { ROOT } else { uid };
         let mut accounts = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = accounts.by_uid.get(&uid).and_then(Weak::upgrade) {
             return Account(known);

@@ -48,7 +48,8 @@ impl Failed {
 }
 
 /// What is told of a table that is full.
-const NO_ROOM: &str = "the daemon has no descriptors left: reopen fewer at a time, or have some closed";
+const NO_ROOM: &str =
+    "the daemon has no descriptors left: reopen fewer at a time, or have some closed";
 
 /// That files are not opened for which there will be no room.
 pub(crate) fn no_room() -> OpenFailure {

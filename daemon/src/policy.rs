@@ -4,6 +4,7 @@
 //! user can wait for a directory service. What was read stays in memory of its own (`kept.rs`), names
 //! resolved, so that a server that starts again goes by what was in force, whatever the files say now.
 
+mod form;
 mod kept;
 mod names;
 mod text;
@@ -17,10 +18,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use fdstash_proto::Pattern;
-use fdstash_stash::{Rules, Whom};
+use fdstash_stash::{Quota, Rules, Whom};
 use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 
+use form::KEYS;
 use names::Names;
 
 pub(crate) use kept::Kept;
@@ -174,8 +176,9 @@ pub(crate) fn reload(place: &Place, kept: &Kept) -> Result<()> {
     });
     match stored {
         Ok(rules) => {
-            let (allow, reserve) = (rules.allow.len(), rules.reserve.len());
-            tracing::info!(allow, reserve, "read the policy");
+            let (allow, reserve, quota) =
+                (rules.allow.len(), rules.reserve.len(), rules.quota.len());
+            tracing::info!(allow, reserve, quota, "read the policy");
             Ok(())
         }
         Err(error) => {
@@ -209,6 +212,11 @@ pub(crate) fn check(place: &Place) -> Result<String> {
         let (origin, whom, names) = (&rule.origin, show(&rule.whom), show_names(&rule.names));
         writeln!(said, "{}:{}: only {whom} and root may give: {names}", origin.file, origin.line)?;
     }
+    for rule in &rules.quota {
+        let (origin, quota) = (&rule.origin, show_quota(&rule.quota));
+        let whom = rule.whom.as_ref().map_or("everybody but root".to_owned(), show);
+        writeln!(said, "{}:{}: {whom} may have, each: {quota}", origin.file, origin.line)?;
+    }
     if rules == Rules::default() {
         writeln!(said, "no rules: all is its giver's, root's, and theirs whom it is shared with")?;
     }
@@ -219,6 +227,17 @@ fn show(whom: &Whom) -> String {
     let users = whom.users.iter().map(|uid| format!("uid {uid}"));
     let all: Vec<_> = users.chain(whom.groups.iter().map(|gid| format!("gid {gid}"))).collect();
     all.join(", ")
+}
+
+fn show_quota(quota: &Quota<Option<u64>>) -> String {
+    let seconds = quota.idle_usec.map(|usec| usec / 1_000_000);
+    let Quota { entries, connections, label_bytes, waits, watches, transactions, .. } = *quota;
+    let (opens, descriptors) = (quota.opens, quota.descriptors);
+    let all = [entries, connections, label_bytes, waits, watches, transactions, opens, descriptors];
+    let all = KEYS.into_iter().zip(all.into_iter().chain([seconds]));
+    let said: Vec<_> =
+        all.filter_map(|(key, most)| most.map(|most| format!("{key} {most}"))).collect();
+    said.join(", ")
 }
 
 fn show_names(names: &[Pattern]) -> String {

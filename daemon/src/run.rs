@@ -34,7 +34,7 @@ use crate::{
     inspect::{flags_now, inspect},
     journal::Journal,
     lasting::Lasting,
-    ledger::{Account, Ledger, Need, ROOT, Room},
+    ledger::{Account, Ledger, Need},
     line::Line,
     mirror::Old,
     opener::Opener,
@@ -45,9 +45,6 @@ use crate::{
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
 };
-
-/// How many descriptors a user may have in flight.
-const IN_FLIGHT: usize = 2048;
 
 /// Everything that can happen.
 pub(crate) enum Input {
@@ -231,7 +228,12 @@ impl Daemon {
                     self.stash.disconnect(by, now)
                 }
                 Input::HungUp(id) => self.stash.hung_up(id, now),
-                Input::Rules(rules) => self.stash.set_rules(rules),
+                Input::Rules(rules) => {
+                    let effects = self.stash.set_rules(rules);
+                    // Each user has what the rules now say.
+                    self.seats.values().for_each(|seat| drop(self.account(&seat.who)));
+                    effects
+                }
                 Input::Tick => {
                     // The alarm that rang is off.
                     self.alarm_at = None;
@@ -299,30 +301,20 @@ impl Daemon {
     /// To whom the descriptors of a peer are counted.
     pub(crate) fn account(&self, who: &Who) -> Account {
         let account = self.ledger.account(who.peer.uid);
-        if who.peer.uid != ROOT {
-            account.set_most(IN_FLIGHT);
-        }
+        let quota = self.stash.quota_of(who).descriptors;
+        account.set_most(usize::try_from(quota).unwrap_or(usize::MAX));
         account
     }
 
-    /// Room for what a connection may receive; or it is given some when there is some.
-    pub(crate) fn room_to_receive(
-        &mut self,
-        by: ConnectionId,
-        seat: &Rc<Seat>,
-        need: Need,
-    ) -> Option<Room> {
-        let room = self.line.room(&seat.account, need);
-        if room.is_none() {
-            seat.await_room();
-            let waiting = Rc::downgrade(seat);
-            self.line.wait(by, &seat.account, need, move |room| {
-                if let Some(seat) = waiting.upgrade() {
-                    seat.grant(room);
-                }
-            });
-        }
-        room
+    /// Gives a connection room to receive with when there is some.
+    pub(crate) fn await_room(&mut self, by: ConnectionId, seat: &Rc<Seat>, need: Need) {
+        seat.await_room();
+        let waiting = Rc::downgrade(seat);
+        self.line.wait(by, &seat.account, need, move |room| {
+            if let Some(seat) = waiting.upgrade() {
+                seat.grant(room);
+            }
+        });
     }
 
     /// Makes the threads that are always there.

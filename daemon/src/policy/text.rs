@@ -1,13 +1,15 @@
 //! The step from the text of a policy to rules: strict, and every mistake is told with its line.
 
-use std::{collections::BTreeSet, fmt, ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, path::Path, sync::Arc};
 
 use fdstash_proto::Pattern;
-use fdstash_stash::{Allow, Origin, Reserve, Rules, Verb, Whom};
-use serde::{Deserialize, Deserializer, de};
+use fdstash_stash::{Allow, Origin, Quota, QuotaRule, Reserve, Rules, Verb, Whom};
 use toml::Spanned;
 
-use super::names::Names;
+use super::{
+    form::{AllowText, File, Id, KEYS, QuotaText, ReserveText},
+    names::Names,
+};
 
 /// Something that should not stand where it stands.
 #[derive(Debug, thiserror::Error)]
@@ -40,73 +42,10 @@ pub(crate) fn read(
     for rule in file.reserve {
         rules.reserve.push(reader.reserve(rule)?);
     }
-    Ok(())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    allow: Vec<Spanned<AllowText>>,
-    #[serde(default)]
-    reserve: Vec<Spanned<ReserveText>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AllowText {
-    #[serde(default)]
-    users: Vec<Spanned<Id>>,
-    #[serde(default)]
-    groups: Vec<Spanned<Id>>,
-    names: Vec<Spanned<String>>,
-    verbs: Vec<Spanned<String>>,
-    #[serde(default)]
-    below: Vec<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReserveText {
-    #[serde(default)]
-    users: Vec<Spanned<Id>>,
-    #[serde(default)]
-    groups: Vec<Spanned<Id>>,
-    names: Vec<Spanned<String>>,
-}
-
-/// A user or a group.
-enum Id {
-    Number(u32),
-    Name(String),
-}
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl de::Visitor<'_> for Either {
-            type Value = Id;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name, or a number from 0 to 4294967294")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Id, E> {
-                // The highest is nobody's, and says "leave it as it is" to the kernel.
-                let number = u32::try_from(number).ok().filter(|number| *number != u32::MAX);
-                number
-                    .map(Id::Number)
-                    .ok_or_else(|| E::custom("expected a number from 0 to 4294967294"))
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Id, E> {
-                Ok(Id::Name(name.to_owned()))
-            }
-        }
-
-        deserializer.deserialize_any(Either)
+    for rule in file.quota {
+        rules.quota.push(reader.quota(rule)?);
     }
+    Ok(())
 }
 
 /// A text, and who knows the numbers of the names in it.
@@ -142,6 +81,27 @@ impl Reader<'_> {
         let whom = self.whom(&at, &users, &groups)?;
         let names = self.names(&at, &names)?;
         Ok(Reserve { whom, names, origin: self.origin(&at) })
+    }
+
+    fn quota(&mut self, rule: Spanned<QuotaText>) -> Result<QuotaRule, Mistake> {
+        let at = rule.span();
+        let text = rule.into_inner();
+        let whom = match (&text.users, &text.groups) {
+            (None, None) => None,
+            (users, groups) => {
+                let [users, groups] = [users, groups].map(|ids| ids.as_deref().unwrap_or_default());
+                Some(self.whom(&at, users, groups)?)
+            }
+        };
+        let quota = text.quota();
+        if quota == Quota::all(None) {
+            let what = format!("the rule bounds nothing: expected one of {}", KEYS.join(", "));
+            return Err(self.mistake(&at, what));
+        }
+        if quota.idle_usec == Some(0) {
+            return Err(self.mistake(&at, "idle_transaction is 0: expected seconds, at least 1"));
+        }
+        Ok(QuotaRule { whom, quota, origin: self.origin(&at) })
     }
 
     fn whom(
@@ -247,6 +207,14 @@ below = ["/var/log/vms"]
 [[reserve]]
 names = ["vm*"]
 users = [64055]
+
+[[quota]]
+groups = [50]
+entries = 0
+idle_transaction = 2
+
+[[quota]]
+label_bytes = 4096
 "#;
 
     fn rules(text: &str) -> Result<Rules, String> {
@@ -258,10 +226,18 @@ users = [64055]
 
     #[test]
     fn rules_are_read_with_their_lines() {
-        let Rules { allow, reserve } = rules(ALL).unwrap();
+        let Rules { allow, reserve, quota } = rules(ALL).unwrap();
 
         let [first, second] = &allow[..] else { panic!("{allow:?}") };
         let [third] = &reserve[..] else { panic!("{reserve:?}") };
+        let [fourth, last] = &quota[..] else { panic!("{quota:?}") };
+        assert_eq!([&fourth.origin, &last.origin].map(|it| it.line), [18, 23]);
+        assert_eq!(fourth.whom, Some(Whom { users: [].into(), groups: [50].into() }));
+        assert_eq!(last.whom, None);
+        let nothing = Quota::all(None);
+        let of_fourth = Quota { entries: Some(0), idle_usec: Some(2_000_000), ..nothing };
+        assert_eq!(fourth.quota, of_fourth);
+        assert_eq!(last.quota, Quota { label_bytes: Some(4096), ..nothing });
         assert_eq!([&first.origin, &second.origin, &third.origin].map(|it| it.line), [3, 8, 14]);
         assert_eq!(&*first.origin.file, "p.toml");
         assert_eq!(first.whom, Whom { users: [0, 1000].into(), groups: [].into() });
@@ -286,7 +262,7 @@ users = [64055]
         let allow = |line: &str| format!("\n[[allow]]\nnames = [\"a\"]\nusers = [1]\n{line}\n");
         for (text, expected) in [
             ("[[allow]\n".into(), "p.toml:1: "),
-            ("x = 1\n".into(), "p.toml:1: unknown field `x`, expected `allow` or `reserve`"),
+            ("x = 1\n".into(), "p.toml:1: unknown field `x`, expected one of `allow`,"),
             (allow("verb = []"), "p.toml:5: unknown field `verb`, expected one of `users`,"),
             (allow(""), "p.toml:2: missing field `verbs`"),
             (allow("verbs = []"), "p.toml:2: verbs is empty: expected at least one verb"),
@@ -350,6 +326,28 @@ users = [64055]
             (
                 "[[reserve]]\nnames = ['a']\nusers = [1.5]\n".into(),
                 "p.toml:3: invalid type: floating point",
+            ),
+            (
+                "[[quota]]\nusers = [1]\n".into(),
+                "p.toml:1: the rule bounds nothing: expected one of entries, connections, label_bytes,",
+            ),
+            (
+                "[[quota]]\nusers = []\nentries = 1\n".into(),
+                "p.toml:1: the rule is for nobody: expected users or groups",
+            ),
+            (
+                "[[quota]]\nentires = 1\n".into(),
+                "p.toml:2: unknown field `entires`, expected one of",
+            ),
+            (
+                "[[quota]]\nentries = -1\n".into(),
+                "p.toml:2: invalid value: integer `-1`, expected u32",
+            ),
+            ("[[quota]]\nentries = '1'\n".into(), "p.toml:2: invalid type: string \"1\""),
+            ("[[quota]]\nnames = ['a']\n".into(), "p.toml:2: unknown field `names`"),
+            (
+                "\n[[quota]]\nidle_transaction = 0\n".into(),
+                "p.toml:2: idle_transaction is 0: expected seconds, at least 1",
             ),
             (
                 format!("[[reserve]]\nnames = ['{}']\nusers=[1]\n", "a".repeat(600)),

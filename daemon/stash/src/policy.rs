@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use fdstash_proto::{Name, Pattern, Peer, Reason, Verb, Verdict};
 
-use crate::Details;
+use crate::{Details, QuotaRule};
 
 /// A peer as the kernel knows it. Nothing of it comes from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Rules {
     pub allow: Vec<Allow>,
     /// Which names not everybody may give.
     pub reserve: Vec<Reserve>,
+    /// How much somebody may have.
+    pub quota: Vec<QuotaRule>,
 }
 
 /// Gives somebody verbs on names.
@@ -173,7 +175,7 @@ impl Who {
 
 impl Whom {
     /// Whether somebody is one of them. Asked for each rule, of whom it does not concern as a rule.
-    fn has(&self, who: &Who) -> bool {
+    pub(crate) fn has(&self, who: &Who) -> bool {
         self.users.contains(&who.peer.uid) || self.groups.iter().any(|gid| who.is_in(*gid))
     }
 }

@@ -15,7 +15,7 @@ use fdstash_proto::{
 };
 
 use crate::{
-    Effect, Effects, EntryId, Inspected, Now, OpenFailure, Rules, Verb, Who,
+    Effect, Effects, EntryId, Inspected, Now, OpenFailure, Quota, Rules, Verb, Who,
     entry::{Slot, Then},
     opening::Purpose,
     take::{Waiters, Waiting},
@@ -37,6 +37,29 @@ pub struct Limits {
     /// Descriptors, kept and staged, and connections together: each takes a place in the process's
     /// table.
     pub places: usize,
+    /// Calls whose files are being opened: each takes a thread.
+    pub opens: usize,
+    /// How much of each of these is for root and the owner alone, in percent.
+    pub root_share: usize,
+    /// The user whose daemon it is.
+    pub owner: u32,
+    /// What others may have, each, unless the rules say otherwise.
+    pub quota: Quota,
+}
+
+impl Limits {
+    /// As much of everything for everybody as there is of it, in a daemon of root's.
+    #[must_use]
+    pub fn new(entries: usize, connections: usize, places: usize) -> Self {
+        let opens = usize::MAX;
+        let quota = Quota::NONE;
+        Self { entries, connections, places, opens, root_share: 0, owner: 0, quota }
+    }
+
+    /// Whether a user is bound by no quota, and has the share of root.
+    pub(crate) fn is_exempt(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.owner
+    }
 }
 
 /// Which descriptors are kept under which names. Owns what it keeps, and lends it.

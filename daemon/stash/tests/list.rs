@@ -12,7 +12,7 @@ proptest! {
         most in 1usize..6,
     ) {
         let pattern = Pattern::new(&pattern).unwrap();
-        let limits = Limits { entries: 30, connections: 3, places: 40 };
+        let limits = Limits::new(30, 3, 40);
         let mut stash = Stash::new(limits, Keeper::Nobody);
         let [root, first, second] = [0, 1, 2].map(|uid| stash.connect(who(uid)).unwrap());
         for (name, uid) in &names {

@@ -21,7 +21,7 @@ fn each_verb_is_judged_for_each_sort_of_peer() {
             allow(&[4, 1], &[], &["?isk"], &[Close, ReopenByPath]),
             allow(&[5], &[40], &["other"], &Verb::ALL),
         ],
-        reserve: Vec::new(),
+        ..Rules::default()
     };
     let but_by_path: &[Verb] = &[Give, Take, Copy, Close, Reopen, List];
 
@@ -78,6 +78,7 @@ fn what_is_kept_for_some_is_given_by_them_and_root_alone() {
     let rules = Rules {
         allow: vec![allow(&[3], &[], &["*"], &[Give])],
         reserve: vec![reserve(&[2], &[], &["vm*"]), reserve(&[], &[50], &["vm7-*"])],
+        ..Rules::default()
     };
 
     // Whoever it is, the name, and in which line stands what keeps it from this one.
@@ -107,6 +108,7 @@ fn an_explanation_names_what_decides() {
             Allow { origin: rule.clone(), ..allow(&[4], &[], &["disk", "free"], &[Take, Give]) },
         ],
         reserve: vec![Reserve { origin: rule.clone(), ..reserve(&[5], &[], &["kept"]) }],
+        ..Rules::default()
     };
     let (allow, keep) = ((Reason::Allow, Some(7)), (Reason::Reserve, Some(7)));
 

@@ -53,7 +53,7 @@ pub(crate) fn people() -> [Who; 4] {
 /// Histories in a room so small that calls meet its walls.
 pub(crate) fn histories() -> impl Strategy<Value = History> {
     let limits = (3usize..10, 6usize..10, 10usize..18)
-        .prop_map(|(entries, connections, places)| Limits { entries, connections, places });
+        .prop_map(|(entries, connections, places)| Limits::new(entries, connections, places));
     let first = option::of(rules().prop_map(Step::Rules));
     (limits, first, collection::vec(step(), 1..60)).prop_map(|(limits, first, steps)| {
         let steps = first.into_iter().chain(steps).collect();
@@ -112,7 +112,7 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
     (broad, collection::vec(allow, 0..6), collection::vec(reserve, 0..2)).prop_map(
         |(broad, allow, reserve)| {
             let allow = broad.into_iter().chain(allow).collect();
-            Rules { allow, reserve }
+            Rules { allow, reserve, quota: Vec::new() }
         },
     )
 }

@@ -72,7 +72,7 @@ impl Journal {
 pub(crate) fn restored<'a>(
     lines: impl IntoIterator<Item = &'a Vec<u8>>,
 ) -> (Stash<u64>, Effects<u64>) {
-    let limits = Limits { entries: 100, connections: 1000, places: 10_000 };
+    let limits = Limits::new(100, 1000, 10_000);
     let mut replay = replay(lines);
     replay.forget_connections();
     assert!(replay.take_carried().is_empty());

@@ -83,7 +83,7 @@ fn a_reopen_by_path_finds_room_for_the_longest_way_to_a_file() {
     };
     let mut scale = Scale::new();
     let by = scale.callers[0];
-    scale.stash.set_rules(Rules { allow: vec![allow], reserve: Vec::new() });
+    scale.stash.set_rules(Rules { allow: vec![allow], ..Rules::default() });
     let gifts = vec![fdstash_proto::Gift::new(name.clone(), scale.file())];
     scale.call(by, Call::Give { gifts, clash: fdstash_proto::Clash::Replace, ticket: None });
     let reopening =
@@ -152,7 +152,7 @@ impl Scale {
         let begin = Begin { restores: FAR, last_entry: FAR, last_connection: FAR, revision: FAR };
         let mut replay = Replay::default();
         replay.add(Line::Begin(begin));
-        let limits = Limits { entries: 1000, connections: 1000, places: 10_000 };
+        let limits = Limits::new(1000, 1000, 10_000);
         let (stash, _) = Stash::restore(limits, Keeper::Nobody, replay, |_| None);
         let mut scale = Self {
             stash,

@@ -43,7 +43,7 @@ impl Stage {
     }
 
     pub(crate) fn with_room_for(entries: usize, connections: usize, places: usize) -> Self {
-        let limits = Limits { entries, connections, places };
+        let limits = Limits::new(entries, connections, places);
         Self {
             stash: Stash::new(limits, Keeper::Process),
             now_usec: 0,
@@ -124,7 +124,7 @@ impl Stage {
         let fds: BTreeMap<_, _> =
             self.stash.kept().map(|kept| (kept.details.id, Arc::clone(&kept.fd))).collect();
         let carried = replay.take_carried();
-        let limits = Limits { entries: 100, connections: 100, places: 200 };
+        let limits = Limits::new(100, 100, 200);
         let claim = |kept: &Kept<_>| fds.get(&kept.details.id).cloned();
         let (stash, mut effects) = Stash::restore(limits, Keeper::Process, replay, claim);
         self.stash = stash;

@@ -1,0 +1,97 @@
+//! [`Quota`]: how much one user may have, so that nobody can use up what is there for all.
+
+use crate::{Origin, Rules, Stash, Who, Whom};
+
+/// How much one user may have at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quota<T = u64> {
+    /// Names that it keeps or holds; and descriptors that it has staged in the place of what is kept.
+    pub entries: T,
+    /// Connections.
+    pub connections: T,
+    /// Bytes of the labels and share lists of these entries; and of what is staged in their place.
+    pub label_bytes: T,
+    /// Names in Takes that wait.
+    pub waits: T,
+    /// Watches.
+    pub watches: T,
+    /// Open transactions.
+    pub transactions: T,
+    /// Calls whose files are being opened.
+    pub opens: T,
+    /// Descriptors on their way in or out, which the daemon counts.
+    pub descriptors: T,
+    /// For how long a transaction may be idle, in microseconds.
+    pub idle_usec: T,
+}
+
+/// Says how much of some things somebody may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotaRule {
+    /// For whom, each; or for everybody but root and the user whose daemon it is.
+    pub whom: Option<Whom>,
+    /// What it says, and of the rest nothing.
+    pub quota: Quota<Option<u64>>,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+impl Quota {
+    /// No bounds at all.
+    pub const NONE: Self = Self::all(u64::MAX);
+}
+
+impl<T: Copy> Quota<T> {
+    /// As much of everything.
+    #[must_use]
+    pub const fn all(of_each: T) -> Self {
+        Self {
+            entries: of_each,
+            connections: of_each,
+            label_bytes: of_each,
+            waits: of_each,
+            watches: of_each,
+            transactions: of_each,
+            opens: of_each,
+            descriptors: of_each,
+            idle_usec: of_each,
+        }
+    }
+
+    fn zip<U: Copy, V>(self, other: Quota<U>, with: impl Fn(T, U) -> V) -> Quota<V> {
+        Quota {
+            entries: with(self.entries, other.entries),
+            connections: with(self.connections, other.connections),
+            label_bytes: with(self.label_bytes, other.label_bytes),
+            waits: with(self.waits, other.waits),
+            watches: with(self.watches, other.watches),
+            transactions: with(self.transactions, other.transactions),
+            opens: with(self.opens, other.opens),
+            descriptors: with(self.descriptors, other.descriptors),
+            idle_usec: with(self.idle_usec, other.idle_usec),
+        }
+    }
+}
+
+impl Rules {
+    /// What the rules say to somebody: of each thing, the first that concerns it and says something.
+    fn quota_of(&self, who: &Who, is_exempt: bool) -> Quota<Option<u64>> {
+        let concerns = |rule: &&QuotaRule| match &rule.whom {
+            Some(whom) => whom.has(who),
+            None => !is_exempt,
+        };
+        let rules = self.quota.iter().filter(concerns).map(|rule| rule.quota);
+        rules.fold(Quota::all(None), |before, rule| before.zip(rule, Option::or))
+    }
+}
+
+impl<F> Stash<F> {
+    /// How much somebody may have. Root, and the user whose daemon it is, may have all that there is,
+    /// unless a rule names them.
+    #[must_use]
+    pub fn quota_of(&self, who: &Who) -> Quota {
+        let is_exempt = self.limits.is_exempt(who.peer.uid);
+        let default = if is_exempt { Quota::NONE } else { self.limits.quota };
+        self.rules.quota_of(who, is_exempt).zip(default, Option::unwrap_or)
+    }
+}
