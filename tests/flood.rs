@@ -70,8 +70,16 @@ fn goes_on(daemon: &Daemon, uid: u32, rounds: usize) {
 
 /// Does something again and again, on several threads, while `honest` does what it does.
 fn meanwhile(floods: &[&(dyn Fn() + Sync)], honest: impl FnOnce()) {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        // However `honest` ends.
+        let _over = Over(&is_over);
         for flood in floods {
             let is_over = &is_over;
             scope.spawn(move || {
@@ -81,7 +89,6 @@ fn meanwhile(floods: &[&(dyn Fn() + Sync)], honest: impl FnOnce()) {
             });
         }
         honest();
-        is_over.store(true, Relaxed);
     });
 }
 
@@ -147,7 +154,7 @@ fn floods_of_descriptors_cost_an_honest_user_nothing() {
 
     meanwhile(
         &[&gives_and_closes, &is_refused, &never_reads, &never_reads, &gives_and_closes],
-        || goes_on(&daemon, HONEST, 500),
+        || goes_on(&daemon, HONEST, 200),
     );
 
     assert_eq!(hung_up_on(&daemon, HONEST), [""; 0]);
@@ -162,21 +169,21 @@ fn half_messages_with_descriptors_hold_no_more_than_their_users_share() {
     if !has_users() {
         return;
     }
-    let daemon = Daemon::builder().open_files(16384).arg("--patience=3").spawn();
+    let daemon = Daemon::builder().open_files(16384).arg("--patience=2").spawn();
     let held = daemon.held_at_rest();
     let fds = nulls(MAX_DESCRIPTORS);
     let half = &call("Give", &gifts(&["a"]))[..20];
 
-    let hoarders: Vec<Raw> = (0..60).map(|_| raw_as(&daemon, HOSTILE)).collect();
+    let hoarders: Vec<Raw> = (0..40).map(|_| raw_as(&daemon, HOSTILE)).collect();
     hoarders.iter().for_each(|raw| _ = raw.try_send(half, &fds));
     wait_until(SOON, || daemon.open_descriptors() > held + 1800);
     goes_on(&daemon, HONEST, 100);
 
-    // 60 messages would bring 15,180.
+    // 40 messages would bring 10,120.
     let open = daemon.open_descriptors() - held - hoarders.len();
     assert!(open < 2048 + 100, "{open} for one user");
     // The others of the same user come to their turn when these are ended.
-    wait_until(SOON, || hung_up_on(&daemon, HOSTILE).len() > 16);
+    wait_until(SOON, || hung_up_on(&daemon, HOSTILE).len() > 12);
     drop(hoarders);
     daemon.settles_at(held);
 }
@@ -355,6 +362,66 @@ fn closes_that_hang_hold_up_nobody_elses() {
 
     drop((unread, raw));
     daemon.settles_at(held);
+}
+
+#[test]
+fn who_has_too_many_closes_waiting_gets_no_further_connection() {
+    if !has_users() {
+        return;
+    }
+    kit::raise_open_files();
+    let daemon = Daemon::builder().arg("--user-descriptors=600").spawn();
+    let held = daemon.held_at_rest();
+    let texts = many("slow", 700);
+    let (slow, unread): (Vec<_>, Vec<_>) = texts.iter().map(|_| slow_to_close()).unzip();
+    let mut raw = raw_as(&daemon, HOSTILE);
+    for (texts, slow) in texts.chunks(200).zip(slow.chunks(200)) {
+        assert!(raw.give(&borrowed(texts), slow)["error"].is_null());
+    }
+    drop(slow);
+
+    let closed = raw.call("Close", &json!({"names": texts}));
+    assert!(closed["error"].is_null(), "{closed}");
+    let refused = raw_as(&daemon, HOSTILE).reply();
+    assert_eq!(refused["parameters"], json!({"limit": "descriptorsPerUser", "value": 600}));
+    // What brings no descriptor is answered, on the connection that there is.
+    assert!(raw.call("GetStatistics", &json!({}))["error"].is_null());
+    goes_on(&daemon, HONEST, 50);
+
+    drop(unread);
+    wait_until(SOON, || daemon.held() == held);
+    goes_on(&daemon, HOSTILE, 1);
+    drop(raw);
+    daemon.settles_at(held);
+}
+
+#[test]
+fn at_the_limit_of_memory_nothing_is_lost_that_is_kept() {
+    let Some(group) = Cgroup::new("memory") else { return skipped("there are no cgroups here") };
+    if !has_users() {
+        return;
+    }
+    let daemon = Daemon::spawn();
+    let kept = file(daemon.path("kept"), "");
+    daemon.client().give(&[gift("kept", &kept)]).unwrap();
+    let held = daemon.held_at_rest();
+    group.add(daemon.pid());
+    group.add(daemon.server().0);
+    group.bound_memory(24 << 20);
+
+    // Each is allowed to be so long, and none ends.
+    let half = vec![b' '; fdstash_proto::MAX_MESSAGE - 1];
+    let hoarders: Vec<Raw> = (0..100).map(|_| raw_as(&daemon, HOSTILE)).collect();
+    hoarders.iter().any(|raw| !raw.try_send(&half, &[] as &[OwnedFd]));
+    wait_until(SOON, || daemon.servers() > 1);
+    drop(hoarders);
+
+    // Its memory has gone with the server, which came back to what it had.
+    goes_on(&daemon, HONEST, 50);
+    let copies = daemon.client().copy(&names(["kept"])).unwrap();
+    assert_eq!(kit::identity(kit::only(copies)), kit::identity(&kept));
+    daemon.settles_at(held);
+    assert!(daemon.memory() < 24 << 20);
 }
 
 #[test]

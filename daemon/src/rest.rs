@@ -104,6 +104,6 @@ fn call_of(doing: &Doing, mode: Mode) -> Current {
         Doing::Nothing => Current::None,
         Doing::Waiting { .. } => Current::Waiting(mode),
         Doing::Watching(_) => Current::Watching,
-        Doing::InTransaction(doing) => call_of(doing, mode),
+        Doing::InTransaction(doing) | Doing::Failed(doing) => call_of(doing, mode),
     }
 }

@@ -229,7 +229,7 @@ impl Daemon {
                 }
                 Input::HungUp(id) => self.stash.hung_up(id, now),
                 Input::Rules(rules) => {
-                    let effects = self.stash.set_rules(rules);
+                    let effects = self.stash.set_rules(rules, now);
                     // Each user has what the rules now say.
                     self.seats.values().for_each(|seat| drop(self.account(&seat.who)));
                     effects
@@ -294,7 +294,7 @@ impl Daemon {
 
     /// Gives a connection its seat back that another server had.
     pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
-        self.stash.resume(id, who, doing);
+        self.stash.resume(id, who, doing, clock::now());
         self.seats.insert(id, Rc::clone(seat));
     }
 

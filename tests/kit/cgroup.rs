@@ -56,6 +56,18 @@ impl Cgroup {
     pub fn set(&self, file: &str, value: &str) {
         fs::write(self.folder.join(file), value).expect("a bound can be set");
     }
+
+    /// Bounds the memory of what is in it.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be bounded.
+    pub fn bound_memory(&self, bytes: u64) {
+        // The second version calls it otherwise than the first.
+        let names = ["memory.max", "memory.limit_in_bytes"];
+        let name = names.into_iter().find(|name| self.folder.join(name).exists());
+        self.set(name.expect("memory can be bounded"), &bytes.to_string());
+    }
 }
 
 impl Drop for Cgroup {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use fdstash_proto::{Change, Clash, Gift, Kind, Name, Peer, Refusal, Reply};
 
 use crate::{
-    ConnectionId, Details, Effects, Facts, Inspected, Kept, Limits, Now, Opening, Stash, Verb,
+    ConnectionId, Details, Effects, Facts, Inspected, Kept, Now, Opening, Stash, Usage, Verb,
+    Verdict,
     entry::{Expiry, Then},
-    opening::Purpose,
+    judge,
+    opening::{Needed, Purpose},
     reopen,
-    stash::{Client, close_all, limit_exceeded},
+    stash::{Client, close_all},
+    usage::{self, label_bytes},
 };
 
 /// A gift that nothing stands against but the opening of its file.
@@ -29,8 +32,7 @@ struct Checked<F> {
     openings: Vec<Opening<F>>,
     /// For each gift, which of that is to be kept in its place.
     fresh: Vec<Option<usize>>,
-    /// For how many descriptors room is needed.
-    room: usize,
+    needed: Needed,
 }
 
 impl<F> Stash<F> {
@@ -43,7 +45,7 @@ impl<F> Stash<F> {
         effects: &mut Effects<F>,
     ) {
         let gifts: Vec<_> = gifts.into_iter().map(|gift| gift.map(Inspected::shared)).collect();
-        let Checked { openings, fresh, room } = match self.check_gifts(by, &gifts, clash) {
+        let Checked { openings, fresh, needed } = match self.check_gifts(by, &gifts, clash) {
             Ok(checked) => checked,
             Err(refusal) => {
                 let unwanted = gifts.into_iter().map(|gift| gift.fd.fd).collect();
@@ -63,7 +65,7 @@ impl<F> Stash<F> {
         if openings.is_empty() {
             self.keep_gifts(by, accepted, Vec::new(), now, effects);
         } else {
-            self.open(by, openings, Purpose::Give(accepted), room, effects);
+            self.open(by, openings, Purpose::Give(accepted), needed, effects);
         }
     }
 
@@ -83,10 +85,16 @@ impl<F> Stash<F> {
             }
             let Inspected { fd, facts } = &gift.fd;
             if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
-                if clash == Clash::Refuse {
-                    return Err(Refusal::AlreadyExists { name: gift.name.as_str().to_owned() });
+                match (clash, judge(&self.rules, &client.who, Verb::Give, &old.details)) {
+                    (Clash::Replace, Verdict::Allowed) => {}
+                    (Clash::Refuse, Verdict::Allowed | Verdict::Denied) => {
+                        return Err(Refusal::AlreadyExists { name: gift.name.as_str().to_owned() });
+                    }
+                    // A name that is taken cannot be given; that much its next giver must be told.
+                    (_, Verdict::Hidden) | (Clash::Replace, Verdict::Denied) => {
+                        return Err(reopen::denied(&gift.name, Verb::Give));
+                    }
                 }
-                self.allowed(client, Verb::Give, old)?;
             }
             if gift.fresh && !matches!(facts.kind, Kind::Regular | Kind::Block) {
                 let parameter = format!("entries[{at}].fresh");
@@ -100,10 +108,37 @@ impl<F> Stash<F> {
                 openings.push(reopen::again(&gift.name, fd, facts, 1));
             }
         }
+        let needed = self.needed_for(by, gifts, openings.is_empty())?;
+        Ok(Checked { openings, fresh, needed })
+    }
+
+    /// What a Give needs that may be done but for lack of room, if there is room.
+    fn needed_for(
+        &self,
+        by: ConnectionId,
+        gifts: &[Gift<Inspected<Arc<F>>>],
+        opens_nothing: bool,
+    ) -> Result<Needed, Refusal> {
+        let client = self.client(by)?;
+        let (uid, in_transaction) = (client.uid(), client.in_transaction());
+        let quota = usage::more(
+            uid,
+            gifts.iter().map(|gift| {
+                let (before, bytes) =
+                    (self.standing(&gift.name), label_bytes(&gift.labels, &gift.share));
+                (before, before.given(uid, bytes, in_transaction))
+            }),
+        );
+        self.check_quota(&client.who, quota)?;
         let new_names = gifts.iter().filter(|gift| !self.slots.contains_key(&gift.name)).count();
-        let room = gifts.iter().filter(|gift| self.adds(client, by, &gift.name)).count();
-        self.check_room(room, new_names)?;
-        Ok(Checked { openings, fresh, room })
+        let places = gifts.iter().filter(|gift| self.adds(client, by, &gift.name)).count();
+        self.check_room(&client.who, places, new_names)?;
+        if !opens_nothing {
+            self.check_open(&client.who)?;
+        }
+        // New names are counted as soon as they are held.
+        let quota = quota.less(Usage::entries(new_names));
+        Ok(Needed { places, quota })
     }
 
     /// Whether a descriptor that a connection stages under a name comes to those that are there
@@ -111,25 +146,11 @@ impl<F> Stash<F> {
     /// has staged itself, since what is kept stays until Commit.
     pub(crate) fn adds(&self, client: &Client<F>, by: ConnectionId, name: &Name) -> bool {
         let slot = self.slots.get(name);
-        if client.in_transaction {
+        if client.in_transaction() {
             !slot.is_some_and(|slot| slot.has_staged(by))
         } else {
             slot.is_none_or(|slot| slot.kept.is_none())
         }
-    }
-
-    /// Whether there is room for so many more descriptors, under so many more names. A name that is
-    /// held counts also where nothing is left under it, or a transaction could grow without end; what
-    /// it stages in the place of another is no further entry, but takes a place.
-    pub(crate) fn check_room(&self, descriptors: usize, names: usize) -> Result<(), Refusal> {
-        let Limits { entries, places, .. } = self.limits;
-        if self.slots.len() + names > entries {
-            return Err(limit_exceeded("entries", entries));
-        }
-        if self.counts.held + descriptors + self.clients.len() > places {
-            return Err(limit_exceeded("descriptors", places));
-        }
-        Ok(())
     }
 
     /// The rest of a Give, which cannot fail.

@@ -6,8 +6,8 @@ use std::{ops::Bound, sync::Arc};
 use fdstash_proto::{Entry, Explanation, Name, Pattern, Peer, Refusal};
 
 use crate::{
-    Because, ConnectionId, Effects, Kept, Rules, Stash, Verb, Verdict, Who, entry::Slot, explain,
-    judge, reopen, stash::Client,
+    Because, ConnectionId, Effects, Kept, Now, Rules, Stash, Verb, Verdict, Who, entry::Slot,
+    explain, judge, reopen, stash::Client,
 };
 
 /// An entry for a List, and its descriptor, lent, to see which flags have drifted.
@@ -22,10 +22,11 @@ pub struct Listed<F> {
 impl<F> Stash<F> {
     /// Has these rules decide from here on who may do what, on connections that there are as well. What
     /// is under way was allowed when it was asked for; who waits for what it may have now, gets it.
-    pub fn set_rules(&mut self, rules: Rules) -> Effects<F> {
+    /// Of what somebody has too much by them, nothing ends, and nothing comes to it.
+    pub fn set_rules(&mut self, rules: Rules, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
-        self.rules = rules;
-        self.try_all_again(&mut effects);
+        self.idle_by(rules);
+        self.try_all_again(&mut effects, now);
         effects
     }
 
@@ -137,16 +138,9 @@ impl<F> Stash<F> {
         Ok(slot.all().any(is_known))
     }
 
-    pub(crate) fn allowed(
-        &self,
-        client: &Client<F>,
-        verb: Verb,
-        kept: &Kept<F>,
-    ) -> Result<(), Refusal> {
+    fn allowed(&self, client: &Client<F>, verb: Verb, kept: &Kept<F>) -> Result<(), Refusal> {
         match judge(&self.rules, &client.who, verb, &kept.details) {
             Verdict::Allowed => Ok(()),
-            // A name that is taken cannot be given; that much its next giver must be told.
-            Verdict::Hidden if verb == Verb::Give => Err(reopen::denied(&kept.details.name, verb)),
             Verdict::Hidden => Err(not_found(&kept.details.name)),
             Verdict::Denied => Err(reopen::denied(&kept.details.name, verb)),
         }

@@ -11,7 +11,8 @@ use crate::{
     entry::Then,
     give::Accepted,
     reopen::{self, denied},
-    stash::{Room, Unfinished, answer},
+    stash::{Client, Room, Unfinished, answer},
+    usage::{self, Usage},
     weight::weight_of_gift,
 };
 
@@ -26,6 +27,15 @@ pub(crate) enum Purpose<F> {
     Reopen(Vec<Name>, Vec<Name>),
 }
 
+/// What a call needs that nothing stands against.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needed {
+    /// Places in the process's table.
+    pub(crate) places: usize,
+    /// Of its user's quota, beside what its holds take.
+    pub(crate) quota: Usage,
+}
+
 impl<F> Stash<F> {
     /// Has files opened for a call, and keeps room for those of them that it will stage.
     pub(crate) fn open(
@@ -33,10 +43,13 @@ impl<F> Stash<F> {
         by: ConnectionId,
         openings: Vec<Opening<F>>,
         purpose: Purpose<F>,
-        places: usize,
+        Needed { places, quota }: Needed,
         effects: &mut Effects<F>,
     ) {
-        let room = Room { places, bytes: self.weight_for(&purpose, &openings) };
+        let room = Room { places, bytes: self.weight_for(&purpose, &openings), quota };
+        self.charge_client(by, quota.plus(Usage::OPEN));
+        let uid = self.clients.get(&by).map(Client::uid);
+        self.openings.extend(uid.map(|uid| (by, uid)));
         self.counts.held += room.places;
         self.counts.bytes_promised += room.bytes;
         self.wait_for(by, Unfinished::Opening(purpose, room));
@@ -69,6 +82,7 @@ impl<F> Stash<F> {
             Some(Unfinished::Opening(purpose, room)) => {
                 self.counts.held -= room.places;
                 self.counts.bytes_promised -= room.bytes;
+                self.discharge_client(by, room.quota);
                 Some(purpose)
             }
             Some(Unfinished::Leaving(_) | Unfinished::Waiting(_)) | None => None,
@@ -81,7 +95,7 @@ impl<F> Stash<F> {
         reopenings: &[Reopening],
         effects: &mut Effects<F>,
     ) {
-        let (openings, room) = match self.plan(by, reopenings) {
+        let (openings, needed) = match self.plan(by, reopenings) {
             Ok(planned) => planned,
             Err(refusal) => return self.refuse(by, refusal, Vec::new(), effects),
         };
@@ -90,15 +104,15 @@ impl<F> Stash<F> {
         }
         let names: Vec<Name> = openings.iter().map(|opening| opening.name.clone()).collect();
         let newly = names.iter().filter(|name| self.hold(by, name)).cloned().collect();
-        self.open(by, openings, Purpose::Reopen(names, newly), room, effects);
+        self.open(by, openings, Purpose::Reopen(names, newly), needed, effects);
     }
 
-    /// What is to be opened for a Reopen, and for how many of that room is needed.
+    /// What is to be opened for a Reopen, and what it needs.
     fn plan(
         &self,
         by: ConnectionId,
         reopenings: &[Reopening],
-    ) -> Result<(Vec<Opening<F>>, usize), Refusal> {
+    ) -> Result<(Vec<Opening<F>>, Needed), Refusal> {
         let client = self.client(by)?;
         let plan_one = |wanted: &Reopening| {
             let Some(path) = &wanted.path else {
@@ -110,10 +124,22 @@ impl<F> Stash<F> {
             let place = place.ok_or_else(|| denied(&wanted.name, Verb::ReopenByPath))?;
             reopen::plan(&client.who, details, fd, wanted, Some(place))
         };
-        let openings = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
-        let room = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
-        self.check_room(room, 0)?;
-        Ok((openings, room))
+        let openings: Vec<_> = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
+        let places = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
+        let (uid, in_transaction) = (client.uid(), client.in_transaction());
+        let quota = usage::more(
+            uid,
+            reopenings.iter().map(|wanted| {
+                let before = self.standing(&wanted.name);
+                (before, before.reopened(uid, in_transaction))
+            }),
+        );
+        self.check_quota(&client.who, quota)?;
+        self.check_room(&client.who, places, 0)?;
+        if !openings.is_empty() {
+            self.check_open(&client.who)?;
+        }
+        Ok((openings, Needed { places, quota }))
     }
 
     /// Goes on with a call whose files are open.

@@ -1,6 +1,42 @@
-//! [`Quota`]: how much one user may have, so that nobody can use up what is there for all.
+//! [`Limits`], how much there may be of everything; and [`Quota`], how much of it one user may have, so
+//! that nobody can use up what is there for all.
 
 use crate::{Origin, Rules, Stash, Who, Whom};
+
+/// How much there may be of what peers can make grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Names, kept and held.
+    pub entries: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Descriptors, kept and staged, and connections together: each takes a place in the process's
+    /// table.
+    pub places: usize,
+    /// Calls whose files are being opened: each takes a thread.
+    pub opens: usize,
+    /// How much of each of these is for root and the owner alone, in percent.
+    pub root_share: usize,
+    /// The user whose daemon it is.
+    pub owner: u32,
+    /// What others may have, each, unless the rules say otherwise.
+    pub quota: Quota,
+}
+
+impl Limits {
+    /// As much of everything for everybody as there is of it, in a daemon of root's.
+    #[must_use]
+    pub fn new(entries: usize, connections: usize, places: usize) -> Self {
+        let opens = usize::MAX;
+        let quota = Quota::NONE;
+        Self { entries, connections, places, opens, root_share: 0, owner: 0, quota }
+    }
+
+    /// Whether a user is bound by no quota, and has the share of root.
+    pub(crate) fn is_exempt(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.owner
+    }
+}
 
 /// How much one user may have at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -84,6 +84,8 @@ pub enum Doing {
     Watching(Pattern),
     /// The same, in a transaction that has nothing in it yet.
     InTransaction(Box<Doing>),
+    /// The same, in a transaction that was rolled back, of which its client is yet to be told.
+    Failed(Box<Doing>),
 }
 
 const BEGIN: u8 = 1;
@@ -323,6 +325,10 @@ fn write_doing(doing: &Doing, to: &mut Writer<'_>) {
             to.0.push(3);
             write_doing(doing, to);
         }
+        Doing::Failed(doing) => {
+            to.0.push(4);
+            write_doing(doing, to);
+        }
     }
 }
 
@@ -333,6 +339,7 @@ fn read_carried(from: &mut Reader<'_>) -> Result<Carried, Unreadable> {
         mode: read_code(from, &[Mode::Once, Mode::More, Mode::Oneway], mode_code)?,
         doing: match from.byte()? {
             3 => Doing::InTransaction(Box::new(read_doing(from.byte()?, from)?)),
+            4 => Doing::Failed(Box::new(read_doing(from.byte()?, from)?)),
             code => read_doing(code, from)?,
         },
         lost: from.number()?,

@@ -11,9 +11,11 @@ use crate::{
     Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Kept, Limits,
     Line, Now, Number, Record, Stash, Who,
     entry::Slot,
+    idle::Transaction,
     stash::{Client, Unfinished},
     take::Waiting,
     transaction::Due,
+    usage::Usage,
 };
 
 /// What the lines of a journal come to, one after the other.
@@ -161,10 +163,13 @@ impl<F> Stash<F> {
 
     /// Admits a connection that goes on with what it was doing, however many there are: it had its
     /// place before. Connections that wait come in the order in which they do.
-    pub fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing) {
+    /// A transaction is idle from now on, if its connection waits for nothing.
+    pub fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, now: Now) {
         let ephemeral = self.orphans.remove(&id).unwrap_or_default();
         self.clients.insert(id, Client { ephemeral, ..Client::new(who) });
+        self.charge_client(id, Usage::CONNECTION);
         self.resume_doing(id, doing);
+        self.begin_idling(id, now);
     }
 
     fn resume_doing(&mut self, id: ConnectionId, doing: Doing) {
@@ -173,13 +178,15 @@ impl<F> Stash<F> {
             Doing::Waiting { names, taking, until_boot_usec } => {
                 self.queue(id, names, taking, until_boot_usec);
             }
-            Doing::Watching(pattern) => {
-                self.watchers.insert(id, pattern);
-            }
+            Doing::Watching(pattern) => self.begin_watch(id, pattern),
             Doing::InTransaction(doing) => {
                 self.resume_doing(id, *doing);
+                self.open_transaction(id);
+            }
+            Doing::Failed(doing) => {
+                self.resume_doing(id, *doing);
                 if let Some(client) = self.clients.get_mut(&id) {
-                    client.in_transaction = true;
+                    client.transaction = Transaction::Failed;
                 }
             }
         }
@@ -195,7 +202,7 @@ impl<F> Stash<F> {
         self.end(ends, &mut effects, now);
         self.tickets.end_all_but(|id| self.clients.contains_key(&id));
         let awaited = self.awaited();
-        self.wake(&awaited, &mut effects);
+        self.wake(&awaited, &mut effects, now);
         effects
     }
 
@@ -237,8 +244,11 @@ impl<F> Stash<F> {
             }
             Some(Unfinished::Opening(..) | Unfinished::Leaving(_)) => return None,
         };
-        let in_transaction = client.in_transaction;
-        let doing = if in_transaction { Doing::InTransaction(Box::new(doing)) } else { doing };
+        let doing = match client.transaction {
+            Transaction::None => doing,
+            Transaction::Open(_) => Doing::InTransaction(Box::new(doing)),
+            Transaction::Failed => Doing::Failed(Box::new(doing)),
+        };
         Some((turn, id, doing))
     }
 
@@ -272,7 +282,7 @@ impl<F> Stash<F> {
     fn put_back(&mut self, kept: Kept<F>, effects: &mut Effects<F>) {
         let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
         if let Some(expiry) = expiry {
-            self.due.insert((expiry.boot_usec, Due::Entry(id)), name.clone());
+            self.due.insert((expiry.boot_usec, Due::Entry(id)), Some(name.clone()));
         }
         if let Some(giver) = ephemeral_of {
             self.orphans.entry(giver).or_default().insert(id, name.clone());
@@ -288,6 +298,7 @@ impl<F> Stash<F> {
         let mut slot = Slot::empty();
         let name = name.clone();
         slot.kept = Some(kept);
-        self.slots.insert(name, slot);
+        self.slots.insert(name.clone(), slot);
+        self.charge_name(&name);
     }
 }

@@ -15,52 +15,19 @@ use fdstash_proto::{
 };
 
 use crate::{
-    Effect, Effects, EntryId, Inspected, Now, OpenFailure, Quota, Rules, Verb, Who,
+    Effect, Effects, EntryId, Inspected, Limits, Now, OpenFailure, Rules, Verb, Who,
     entry::{Slot, Then},
+    idle::Transaction,
     opening::Purpose,
     take::{Waiters, Waiting},
     tickets::Tickets,
     transaction::{Counts, Due},
+    usage::Usage,
 };
 
 /// Names one connection; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
-
-/// How much there may be of what peers can make grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Names, kept and held.
-    pub entries: usize,
-    /// Connections.
-    pub connections: usize,
-    /// Descriptors, kept and staged, and connections together: each takes a place in the process's
-    /// table.
-    pub places: usize,
-    /// Calls whose files are being opened: each takes a thread.
-    pub opens: usize,
-    /// How much of each of these is for root and the owner alone, in percent.
-    pub root_share: usize,
-    /// The user whose daemon it is.
-    pub owner: u32,
-    /// What others may have, each, unless the rules say otherwise.
-    pub quota: Quota,
-}
-
-impl Limits {
-    /// As much of everything for everybody as there is of it, in a daemon of root's.
-    #[must_use]
-    pub fn new(entries: usize, connections: usize, places: usize) -> Self {
-        let opens = usize::MAX;
-        let quota = Quota::NONE;
-        Self { entries, connections, places, opens, root_share: 0, owner: 0, quota }
-    }
-
-    /// Whether a user is bound by no quota, and has the share of root.
-    pub(crate) fn is_exempt(&self, uid: u32) -> bool {
-        uid == 0 || uid == self.owner
-    }
-}
 
 /// Which descriptors are kept under which names. Owns what it keeps, and lends it.
 pub struct Stash<F> {
@@ -71,11 +38,17 @@ pub struct Stash<F> {
     pub(crate) clients: BTreeMap<ConnectionId, Client<F>>,
     pub(crate) watchers: BTreeMap<ConnectionId, Pattern>,
     pub(crate) waiters: Waiters,
-    pub(crate) due: BTreeMap<(u64, Due), Name>,
+    /// With the names of those entries that expire.
+    pub(crate) due: BTreeMap<(u64, Due), Option<Name>>,
     pub(crate) polled: BTreeMap<EntryId, Name>,
     /// What came back that was given for the lifetime of connections that have not, yet.
     pub(crate) orphans: BTreeMap<ConnectionId, BTreeMap<EntryId, Name>>,
     pub(crate) tickets: Tickets,
+    /// For which calls files are being opened, also those whose connection has ended, with their users:
+    /// each has a thread.
+    pub(crate) openings: BTreeMap<ConnectionId, u32>,
+    /// What every user has who has anything.
+    pub(crate) usage: BTreeMap<u32, Usage>,
     pub(crate) counts: Counts,
     pub(crate) last_connection: u64,
     pub(crate) last_entry: u64,
@@ -86,8 +59,7 @@ pub struct Stash<F> {
 /// One connection.
 pub(crate) struct Client<F> {
     pub(crate) who: Who,
-    /// Whether a transaction is open.
-    pub(crate) in_transaction: bool,
+    pub(crate) transaction: Transaction,
     /// The names it holds, by its transaction or its unfinished call.
     pub(crate) holds: BTreeSet<Name>,
     /// What it gave that goes when it does.
@@ -114,18 +86,24 @@ pub(crate) struct Room {
     pub(crate) places: usize,
     /// Where records are written.
     pub(crate) bytes: usize,
+    /// In its user's quota, beside what its holds take.
+    pub(crate) quota: Usage,
 }
 
 impl<F> Client<F> {
     pub(crate) fn new(who: Who) -> Self {
         Self {
             who,
-            in_transaction: false,
+            transaction: Transaction::None,
             holds: BTreeSet::new(),
             ephemeral: BTreeMap::new(),
             unfinished: None,
             ticket: None,
         }
+    }
+
+    pub(crate) fn uid(&self) -> u32 {
+        self.who.peer.uid
     }
 }
 
@@ -145,6 +123,8 @@ impl<F> Stash<F> {
             polled: BTreeMap::new(),
             orphans: BTreeMap::new(),
             tickets: Tickets::default(),
+            openings: BTreeMap::new(),
+            usage: BTreeMap::new(),
             counts: Counts::default(),
             last_connection: 0,
             last_entry: 0,
@@ -159,15 +139,11 @@ impl<F> Stash<F> {
     ///
     /// LimitExceeded where there is no room for one more.
     pub fn connect(&mut self, who: Who) -> Result<ConnectionId, Refusal> {
-        if self.clients.len() >= self.limits.connections {
-            return Err(limit_exceeded("connections", self.limits.connections));
-        }
-        if self.counts.held + self.clients.len() >= self.limits.places {
-            return Err(limit_exceeded("descriptors", self.limits.places));
-        }
+        self.check_connection(&who)?;
         self.last_connection += 1;
         let id = ConnectionId(self.last_connection);
         self.clients.insert(id, Client::new(who));
+        self.charge_client(id, Usage::CONNECTION);
         Ok(id)
     }
 
@@ -175,14 +151,18 @@ impl<F> Stash<F> {
     /// for its own lifetime is closed.
     pub fn disconnect(&mut self, id: ConnectionId, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
-        self.watchers.remove(&id);
+        if self.watchers.remove(&id).is_some() {
+            self.discharge_client(id, Usage::WATCH);
+        }
         let unwanted = self.drop_unfinished(id);
         close_all(unwanted, &mut effects);
         let ephemeral = self.clients.get(&id).into_iter().flat_map(|client| &client.ephemeral);
         let ends = ephemeral.map(|(_, name)| (name.clone(), Change::Closed)).collect();
         // Before its holds end, or who waits for these names would still get what must go.
         self.end(ends, &mut effects, now);
-        self.roll_back(id, &mut effects, now);
+        let names = self.leave_transaction(id, Transaction::None);
+        self.release(id, names, &mut effects, now);
+        self.discharge_client(id, Usage::CONNECTION);
         self.clients.remove(&id);
         self.tickets.end(id, now);
         effects
@@ -194,35 +174,43 @@ impl<F> Stash<F> {
     /// it refuses.
     pub fn call(&mut self, by: ConnectionId, call: Call<Inspected<F>>, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
-        let Some(call) = self.unless_done(by, call, now, &mut effects) else { return effects };
+        self.stop_idling(by);
+        self.call_now(by, call, now, &mut effects);
+        self.begin_idling(by, now);
+        effects
+    }
+
+    fn call_now(
+        &mut self,
+        by: ConnectionId,
+        call: Call<Inspected<F>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let Some(call) = self.unless_failed(by, call, effects) else { return };
+        let Some(call) = self.unless_done(by, call, now, effects) else { return };
         match call {
-            Call::Give { gifts, clash, ticket: _ } => {
-                self.give(by, gifts, clash, now, &mut effects)
-            }
+            Call::Give { gifts, clash, ticket: _ } => self.give(by, gifts, clash, now, effects),
             Call::Take { names, taking, timeout_usec } => {
-                self.take_or_wait(by, names, taking, timeout_usec, now, &mut effects);
+                self.take_or_wait(by, names, taking, timeout_usec, now, effects);
             }
-            Call::Close { names, ticket: _ } => self.close(by, names, now, &mut effects),
-            Call::Reopen { reopenings } => self.reopen(by, &reopenings, &mut effects),
-            Call::Begin => self.begin(by, &mut effects),
-            Call::Commit { ticket: _ } => self.commit(by, now, &mut effects),
-            Call::Rollback => self.rollback(by, now, &mut effects),
+            Call::Close { names, ticket: _ } => self.close(by, names, now, effects),
+            Call::Reopen { reopenings } => self.reopen(by, &reopenings, effects),
+            Call::Begin => self.begin(by, effects),
+            Call::Commit { ticket: _ } => self.commit(by, now, effects),
+            Call::Rollback => self.rollback(by, now, effects),
             Call::List { pattern } => effects.push(Effect::List { to: by, pattern }),
-            Call::Watch { pattern } => {
-                self.watchers.insert(by, pattern);
-                answer(by, Ok(Reply::Notice(Notice::Standing)), &mut effects);
-            }
+            Call::Watch { pattern } => self.watch(by, pattern, effects),
             Call::GetStatistics => {
-                answer(by, Ok(Reply::Statistics(self.statistics())), &mut effects);
+                answer(by, Ok(Reply::Statistics(self.statistics())), effects);
             }
             Call::ExplainPolicy { uid, gids, verb, name } => {
                 match self.explain(by, uid, &gids, verb, &name) {
-                    Ok(explained) => answer(by, Ok(Reply::Explained(explained)), &mut effects),
-                    Err(refusal) => self.refuse(by, refusal, Vec::new(), &mut effects),
+                    Ok(explained) => answer(by, Ok(Reply::Explained(explained)), effects),
+                    Err(refusal) => self.refuse(by, refusal, Vec::new(), effects),
                 }
             }
         }
-        effects
     }
 
     /// Answers a call that was refused before it was understood.
@@ -241,6 +229,9 @@ impl<F> Stash<F> {
         now: Now,
     ) -> Effects<F> {
         let mut effects = Effects::new();
+        if let Some(uid) = self.openings.remove(&by) {
+            self.discharge(uid, Usage::OPEN);
+        }
         let Some(purpose) = self.opening(by) else {
             // The connection has gone meanwhile, and the call with it.
             let unwanted = outcome.into_iter().flatten().flatten().map(|file| file.fd.into());
@@ -257,6 +248,7 @@ impl<F> Stash<F> {
             }
             Err(failure) => self.give_up(by, purpose, failure, now, &mut effects),
         }
+        self.begin_idling(by, now);
         effects
     }
 
@@ -290,17 +282,23 @@ impl<F> Stash<F> {
     /// Does what is due.
     pub fn tick(&mut self, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
-        let mut expired = Vec::new();
+        let (mut expired, mut idle) = (Vec::new(), Vec::new());
         while let Some(due) = self.due.first_entry().filter(|due| due.key().0 <= now.boot_usec) {
             match due.key().1 {
-                Due::Entry(_) => expired.push((due.remove(), Change::Expired)),
+                Due::Entry(_) => expired.extend(due.remove().map(|name| (name, Change::Expired))),
                 Due::Wait(id) => {
                     due.remove();
-                    self.stop_waiting(id, &mut effects);
+                    self.stop_waiting(id, &mut effects, now);
+                }
+                Due::Idle(id) => {
+                    due.remove();
+                    idle.push(id);
                 }
             }
         }
         self.end(expired, &mut effects, now);
+        // What they hold and has expired, ends with the hold, and nobody gets it.
+        idle.into_iter().for_each(|id| self.fail_transaction(id, &mut effects, now));
         effects
     }
 
@@ -318,7 +316,7 @@ impl<F> Stash<F> {
             entries: counts.kept as u64,
             max_entries: self.limits.entries as u64,
             connections: self.clients.len() as u64,
-            transactions: self.clients.values().filter(|client| client.in_transaction).count()
+            transactions: self.clients.values().filter(|client| client.in_transaction()).count()
                 as u64,
             keeper: self.keeper,
             restores: self.restores,
@@ -345,30 +343,20 @@ impl<F> Stash<F> {
         self.finish(by, names, Reply::Done, now, effects);
     }
 
-    fn begin(&mut self, by: ConnectionId, effects: &mut Effects<F>) {
-        let Some(client) = self.clients.get_mut(&by) else { return };
-        if client.in_transaction {
-            let reason = "a transaction is open on this connection already".into();
-            return self.refuse(by, Refusal::TransactionState { reason }, Vec::new(), effects);
-        }
-        client.in_transaction = true;
-        answer(by, Ok(Reply::Done), effects);
-    }
-
-    fn commit(&mut self, by: ConnectionId, now: Now, effects: &mut Effects<F>) {
-        match self.end_transaction(by) {
-            Ok(names) => self.settle(by, names, Some(Reply::Done), now, effects),
-            Err(refusal) => self.refuse(by, refusal, Vec::new(), effects),
-        }
-    }
-
-    fn rollback(&mut self, by: ConnectionId, now: Now, effects: &mut Effects<F>) {
-        match self.end_transaction(by) {
-            Ok(names) => {
-                answer(by, Ok(Reply::Done), effects);
-                self.release(by, names, effects, now);
+    fn watch(&mut self, by: ConnectionId, pattern: Pattern, effects: &mut Effects<F>) {
+        if !self.watchers.contains_key(&by) {
+            let checked = self.client(by).and_then(|it| self.check_quota(&it.who, Usage::WATCH));
+            if let Err(refusal) = checked {
+                return self.refuse(by, refusal, Vec::new(), effects);
             }
-            Err(refusal) => self.refuse(by, refusal, Vec::new(), effects),
+        }
+        self.begin_watch(by, pattern);
+        answer(by, Ok(Reply::Notice(Notice::Standing)), effects);
+    }
+
+    pub(crate) fn begin_watch(&mut self, by: ConnectionId, pattern: Pattern) {
+        if self.watchers.insert(by, pattern).is_none() {
+            self.charge_client(by, Usage::WATCH);
         }
     }
 

@@ -8,12 +8,14 @@ use std::{
 use fdstash_proto::{Change, Handed, Name, Refusal, Reply, Taking};
 
 use crate::{
-    ConnectionId, Effect, Effects, Kept, Now, Stash, Verb,
+    ConnectionId, Effect, Effects, Kept, Now, Stash, Verb, Verdict,
     entry::Then,
-    opening::Purpose,
+    judge,
+    opening::{Needed, Purpose},
     reopen,
-    stash::{Unfinished, answer},
+    stash::{Client, Unfinished, answer},
     transaction::Due,
+    usage::Usage,
 };
 
 /// Who waits for which name, the longest waiting first.
@@ -48,6 +50,11 @@ impl<F> Stash<F> {
         if timeout_usec == 0 || !may_pass(&refusal) {
             return self.refuse(by, refusal, Vec::new(), effects);
         }
+        let waits = Usage::waits(names.len());
+        let checked = self.client(by).and_then(|client| self.check_quota(&client.who, waits));
+        if let Err(refusal) = checked {
+            return self.refuse(by, refusal, Vec::new(), effects);
+        }
         self.queue(by, names, taking, now.boot_usec.saturating_add(timeout_usec));
     }
 
@@ -64,9 +71,8 @@ impl<F> Stash<F> {
         for name in &names {
             self.waiters.by_name.entry(name.clone()).or_default().insert((turn, by));
         }
-        if let Some(first) = names.first() {
-            self.due.insert((until_boot_usec, Due::Wait(by)), first.clone());
-        }
+        self.due.insert((until_boot_usec, Due::Wait(by)), None);
+        self.charge_client(by, Usage::waits(names.len()));
         let waiting = Waiting { names, taking, turn, until_boot_usec };
         self.wait_for(by, Unfinished::Waiting(waiting));
     }
@@ -89,13 +95,18 @@ impl<F> Stash<F> {
             }
             handed.push(Handed { name: name.clone(), fd: Arc::clone(fd) });
         }
-        let in_transaction = self.client(by)?.in_transaction;
+        let client = self.client(by)?;
+        let in_transaction = client.in_transaction();
+        if !openings.is_empty() {
+            self.check_open(&client.who)?;
+        }
         let holds = in_transaction || taking == Taking::Move;
         let newly = names.iter().filter(|name| holds && self.hold(by, name)).cloned().collect();
         match taking {
             Taking::Fresh if openings.is_empty() => answer(by, Ok(Reply::Handed(handed)), effects),
             Taking::Fresh => {
-                self.open(by, openings, Purpose::Copy(names.to_vec(), newly), 0, effects);
+                let purpose = Purpose::Copy(names.to_vec(), newly);
+                self.open(by, openings, purpose, Needed::default(), effects);
             }
             Taking::Copy => {
                 self.counts.copied += names.len() as u64;
@@ -134,26 +145,34 @@ impl<F> Stash<F> {
     }
 
     /// Lets those who wait for these names have another try, the longest waiting first, for as long
-    /// as there is something to have.
-    pub(crate) fn wake(&mut self, names: &[Name], effects: &mut Effects<F>) {
+    /// as there is something to have. Each that waits for one of them is looked at once for that name,
+    /// and tried once at most, if it may know of what is there: so it costs no more than one look for
+    /// each name that somebody waits for, and one for each name of those who may have one of these, of
+    /// both of which every user's quota bounds the number.
+    pub(crate) fn wake(&mut self, names: &[Name], effects: &mut Effects<F>, now: Now) {
         // One line for each name; the next to try is the longest waiting of those at their heads.
         let mut heads: BTreeSet<_> =
             names.iter().filter_map(|name| self.next_in_line(name, 0)).collect();
+        let mut last_tried = 0;
         while let Some((turn, id, name)) = heads.pop_first() {
-            if self.is_free(name) {
-                self.try_again(id, effects);
-                heads.extend(self.next_in_line(name, turn));
+            let Some(kept) = self.free(name) else { continue };
+            // Who waits for several of these names stands at the heads of all their lines in a row.
+            if turn != last_tried && self.may_know(id, kept) {
+                last_tried = turn;
+                self.try_again(id, effects, now);
             }
+            heads.extend(self.next_in_line(name, turn));
         }
     }
 
     /// Refuses a Take whose time is up, for what stands against it now.
-    pub(crate) fn stop_waiting(&mut self, id: ConnectionId, effects: &mut Effects<F>) {
+    pub(crate) fn stop_waiting(&mut self, id: ConnectionId, effects: &mut Effects<F>, now: Now) {
         let Some(waiting) = self.waiting(id) else { return };
         self.forget_wait(id, &waiting);
         if let Err(refusal) = self.take(id, &waiting.names, waiting.taking, effects) {
             self.refuse(id, refusal, Vec::new(), effects);
         }
+        self.begin_idling(id, now);
     }
 
     /// Takes a waiting call out of the line.
@@ -167,18 +186,27 @@ impl<F> Stash<F> {
             }
         }
         self.due.remove(&(waiting.until_boot_usec, Due::Wait(id)));
+        self.discharge_client(id, Usage::waits(waiting.names.len()));
     }
 
     /// Lets all who wait have another try, the longest waiting first.
-    pub(crate) fn try_all_again(&mut self, effects: &mut Effects<F>) {
+    pub(crate) fn try_all_again(&mut self, effects: &mut Effects<F>, now: Now) {
         let all: BTreeSet<_> = self.waiters.by_name.values().flatten().copied().collect();
         for (_, id) in all {
-            self.try_again(id, effects);
+            self.try_again(id, effects, now);
         }
     }
 
-    fn is_free(&self, name: &Name) -> bool {
-        self.slots.get(name).is_some_and(|slot| slot.hold.is_none() && slot.kept.is_some())
+    /// What is kept under a name that nobody holds.
+    fn free(&self, name: &Name) -> Option<&Kept<F>> {
+        let slot = self.slots.get(name).filter(|slot| slot.hold.is_none())?;
+        slot.kept.as_ref()
+    }
+
+    /// Whether there is such an entry for a connection at all.
+    fn may_know(&self, id: ConnectionId, kept: &Kept<F>) -> bool {
+        let judge = |client: &Client<F>| judge(&self.rules, &client.who, Verb::List, &kept.details);
+        self.clients.get(&id).map(judge).is_some_and(|verdict| verdict != Verdict::Hidden)
     }
 
     fn next_in_line<'a>(
@@ -191,7 +219,7 @@ impl<F> Stash<F> {
         Some((*turn, *id, name))
     }
 
-    fn try_again(&mut self, id: ConnectionId, effects: &mut Effects<F>) {
+    fn try_again(&mut self, id: ConnectionId, effects: &mut Effects<F>, now: Now) {
         let Some(waiting) = self.waiting(id) else { return };
         match self.take(id, &waiting.names, waiting.taking, effects) {
             Ok(()) => self.forget_wait(id, &waiting),
@@ -203,6 +231,7 @@ impl<F> Stash<F> {
                 self.refuse(id, refusal, Vec::new(), effects);
             }
         }
+        self.begin_idling(id, now);
     }
 
     /// Takes out what a connection waits for, if that is a place in the line.

@@ -159,7 +159,7 @@ impl<F> Stash<F> {
         effects: &mut Effects<F>,
     ) -> Option<Call<Inspected<F>>> {
         let Some(replaced) = self.done_before(by, &call, now) else { return Some(call) };
-        if self.clients.get(&by).is_some_and(|client| client.in_transaction) {
+        if self.clients.get(&by).is_some_and(|client| client.in_transaction()) {
             // Done would be said of what this transaction has staged, and it is not.
             let reason = "the ticket is of another call, which was done before".into();
             self.refuse(by, Refusal::TransactionState { reason }, Vec::new(), effects);
@@ -191,7 +191,7 @@ impl<F> Stash<F> {
     ) -> Option<Vec<Name>> {
         let client = self.clients.get_mut(&by)?;
         // In a transaction nothing is done before its Commit.
-        let counts = !client.in_transaction || matches!(call, Call::Commit { .. });
+        let counts = !client.in_transaction() || matches!(call, Call::Commit { .. });
         client.ticket = call.ticket().filter(|_| counts).cloned();
         let done = self.tickets.find(client.who.peer.uid, client.ticket.as_ref()?, now)?;
         Some(done.replaced.clone())

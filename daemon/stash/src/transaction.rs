@@ -3,7 +3,7 @@
 
 use std::{mem, sync::Arc};
 
-use fdstash_proto::{Change, Entry, Name, Refusal, Reply};
+use fdstash_proto::{Change, Entry, Name, Reply};
 
 use crate::{
     ConnectionId, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
@@ -20,6 +20,8 @@ pub(crate) enum Due {
     Entry(EntryId),
     /// A Take has waited long enough.
     Wait(ConnectionId),
+    /// A transaction was idle for too long.
+    Idle(ConnectionId),
 }
 
 /// How many of what there are, and have been.
@@ -67,6 +69,9 @@ impl<F> Stash<F> {
             return false;
         }
         slot.hold = Some(Hold { by, then: Then::Same });
+        if slot.kept.is_none() {
+            self.charge_bare_name(by);
+        }
         if let Some(client) = self.clients.get_mut(&by) {
             client.holds.insert(name.clone());
         }
@@ -82,8 +87,20 @@ impl<F> Stash<F> {
         then: Then<F>,
         effects: &mut Effects<F>,
     ) {
+        self.discharge_name(name);
+        let superseded = self.stage_uncounted(by, name, then);
+        self.charge_name(name);
+        if let Some(kept) = superseded {
+            self.counts.held -= 1;
+            self.counts.bytes_promised -= kept.details.weight();
+            close_all(vec![kept.fd], effects);
+        }
+    }
+
+    /// The same, but for what is counted by name; and what was staged before.
+    fn stage_uncounted(&mut self, by: ConnectionId, name: &Name, then: Then<F>) -> Option<Kept<F>> {
         let hold = self.slots.get_mut(name).and_then(|slot| slot.hold.as_mut());
-        let Some(hold) = hold.filter(|hold| hold.by == by) else { return };
+        let hold = hold.filter(|hold| hold.by == by)?;
         let before = mem::replace(&mut hold.then, Then::Same);
         let superseded = match before {
             Then::New(kept, change) => Some((kept, change)),
@@ -101,11 +118,7 @@ impl<F> Stash<F> {
             self.counts.held += 1;
             self.counts.bytes_promised += kept.details.weight();
         }
-        if let Some((kept, _)) = superseded {
-            self.counts.held -= 1;
-            self.counts.bytes_promised -= kept.details.weight();
-            close_all(vec![kept.fd], effects);
-        }
+        superseded.map(|(kept, _)| kept)
     }
 
     /// Ends a call that has staged all it wants: with an answer in a transaction, for which it goes
@@ -118,24 +131,10 @@ impl<F> Stash<F> {
         now: Now,
         effects: &mut Effects<F>,
     ) {
-        if self.clients.get(&by).is_some_and(|client| client.in_transaction) {
+        if self.clients.get(&by).is_some_and(|client| client.in_transaction()) {
             answer(by, Ok(reply), effects);
         } else {
             self.settle(by, names, Some(reply), now, effects);
-        }
-    }
-
-    /// Ends a connection's transaction: what it holds is to be settled, or released.
-    pub(crate) fn end_transaction(&mut self, by: ConnectionId) -> Result<Vec<Name>, Refusal> {
-        match self.clients.get_mut(&by) {
-            Some(client) if client.in_transaction => {
-                client.in_transaction = false;
-                Ok(client.holds.iter().cloned().collect())
-            }
-            Some(_) | None => {
-                let reason = "no transaction is open on this connection".into();
-                Err(Refusal::TransactionState { reason })
-            }
         }
     }
 
@@ -158,7 +157,9 @@ impl<F> Stash<F> {
             changed: Vec::new(),
         };
         for name in &names {
+            self.discharge_name(name);
             self.settle_one(by, name, revision, &mut settled);
+            self.charge_name(name);
         }
         let Settled { mut record, unpolled, polled, closed, changed } = settled;
         let changes = !record.put.is_empty() || !record.gone.is_empty();
@@ -226,7 +227,7 @@ impl<F> Stash<F> {
     fn begin_entry(&mut self, kept: Kept<F>, change: Change, settled: &mut Settled<F>) {
         let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
         if let Some(expiry) = expiry {
-            self.due.insert((expiry.boot_usec, Due::Entry(id)), name.clone());
+            self.due.insert((expiry.boot_usec, Due::Entry(id)), Some(name.clone()));
         }
         if let Some(giver) = ephemeral_of.and_then(|giver| self.clients.get_mut(&giver)) {
             giver.ephemeral.insert(id, name.clone());
@@ -297,29 +298,25 @@ impl<F> Stash<F> {
     ) {
         let mut unwanted = Vec::new();
         for name in &names {
-            let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by))
-            else {
-                continue;
-            };
-            if let Some(Hold { then: Then::New(kept, _), .. }) = slot.hold.take() {
-                self.counts.held -= 1;
-                self.counts.bytes_promised -= kept.details.weight();
-                unwanted.push(kept.fd);
-            }
-            if let Some(client) = self.clients.get_mut(&by) {
-                client.holds.remove(name);
-            }
+            self.discharge_name(name);
+            unwanted.extend(self.release_one(by, name));
+            self.charge_name(name);
         }
         close_all(unwanted, effects);
         self.set_free(names, effects, now);
     }
 
-    /// Releases everything that a connection holds.
-    pub(crate) fn roll_back(&mut self, by: ConnectionId, effects: &mut Effects<F>, now: Now) {
-        let Some(client) = self.clients.get_mut(&by) else { return };
-        client.in_transaction = false;
-        let names = client.holds.iter().cloned().collect();
-        self.release(by, names, effects, now);
+    /// Holds a name no longer; and what was staged for it.
+    fn release_one(&mut self, by: ConnectionId, name: &Name) -> Option<Arc<F>> {
+        let slot = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by))?;
+        let hold = slot.hold.take()?;
+        if let Some(client) = self.clients.get_mut(&by) {
+            client.holds.remove(name);
+        }
+        let Then::New(kept, _) = hold.then else { return None };
+        self.counts.held -= 1;
+        self.counts.bytes_promised -= kept.details.weight();
+        Some(kept.fd)
     }
 
     /// Forgets what a connection's call waits for, and what it has that nobody will have now.
@@ -362,7 +359,7 @@ impl<F> Stash<F> {
             }
         }
         self.end(doomed, effects, now);
-        self.wake(&names, effects);
+        self.wake(&names, effects, now);
     }
 
     fn tell(&self, changed: Changed<F>, effects: &mut Effects<F>) {

@@ -1,7 +1,7 @@
 //! Strategies for histories: what several peers, the kernel and the clock do to one stash.
 
 use fdstash_proto::{Call, Pattern, Peer, Reopening, Taking, proptest as proto};
-use fdstash_stash::{Allow, Limits, Origin, Reserve, Rules, Verb, Who, Whom};
+use fdstash_stash::{Allow, Limits, Origin, Quota, QuotaRule, Reserve, Rules, Verb, Who, Whom};
 use proptest::{collection, option, prelude::*, sample};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
@@ -52,8 +52,27 @@ pub(crate) fn people() -> [Who; 4] {
 
 /// Histories in a room so small that calls meet its walls.
 pub(crate) fn histories() -> impl Strategy<Value = History> {
-    let limits = (3usize..10, 6usize..10, 10usize..18)
-        .prop_map(|(entries, connections, places)| Limits::new(entries, connections, places));
+    let limits = (2usize..8, 6usize..10, 10usize..18, 1usize..4);
+    // Whose quotas are large, meets the walls of the room.
+    let quota = option::of(quota(Just(300).boxed()));
+    let limits =
+        (limits, prop_oneof![Just(0), Just(30usize)], sample::select(vec![0, 0, 0, 1]), quota);
+    let limits =
+        limits.prop_map(|((entries, connections, places, opens), root_share, owner, quota)| {
+            let quota = quota.map_or(Quota::NONE, |quota| Quota {
+                // Those who are there from the beginning find room.
+                connections: quota.connections.unwrap_or(4).max(2),
+                watches: quota.watches.unwrap_or(3).max(1),
+                entries: quota.entries.unwrap_or(5),
+                label_bytes: quota.label_bytes.unwrap_or(100),
+                waits: quota.waits.unwrap_or(3),
+                transactions: quota.transactions.unwrap_or(2),
+                opens: quota.opens.unwrap_or(2),
+                descriptors: 0,
+                idle_usec: quota.idle_usec.unwrap_or(u64::MAX),
+            });
+            Limits { opens, root_share, owner, quota, ..Limits::new(entries, connections, places) }
+        });
     let first = option::of(rules().prop_map(Step::Rules));
     (limits, first, collection::vec(step(), 1..60)).prop_map(|(limits, first, steps)| {
         let steps = first.into_iter().chain(steps).collect();
@@ -101,6 +120,12 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
     );
     let reserve =
         (whom(), names()).prop_map(|(whom, names)| Reserve { whom, names, origin: origin() });
+    let idle_usec = || (1u64..6).prop_map(|beats| beats * BEAT_USEC).boxed();
+    let quota = (option::of(whom()), quota(idle_usec())).prop_map(|(whom, quota)| QuotaRule {
+        whom,
+        quota,
+        origin: origin(),
+    });
     // Or by path hardly anything would ever be opened.
     let broad = option::of(Just(Allow {
         whom: Whom { users: [0, 1, 2].into(), groups: [].into() },
@@ -109,12 +134,32 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
         below: vec!["/images".into()],
         origin: origin(),
     }));
-    (broad, collection::vec(allow, 0..6), collection::vec(reserve, 0..2)).prop_map(
-        |(broad, allow, reserve)| {
-            let allow = broad.into_iter().chain(allow).collect();
-            Rules { allow, reserve, quota: Vec::new() }
-        },
-    )
+    let (allow, reserve) = (collection::vec(allow, 0..6), collection::vec(reserve, 0..2));
+    let quota = prop_oneof![2 => Just(Vec::new()), 1 => collection::vec(quota, 1..3)];
+    (broad, allow, reserve, quota).prop_map(|(broad, allow, reserve, quota)| {
+        let allow = broad.into_iter().chain(allow).collect();
+        Rules { allow, reserve, quota }
+    })
+}
+
+/// How much somebody may have of a few things, never much.
+fn quota(idle_usec: BoxedStrategy<u64>) -> impl Strategy<Value = Quota<Option<u64>>> {
+    let some = |most: u64| option::weighted(0.4, 0..most);
+    let all = (some(6), some(5), some(40), some(4), some(3), some(3), some(3));
+    (all, option::weighted(0.4, idle_usec)).prop_map(|(all, idle_usec)| {
+        let (entries, connections, label_bytes, waits, watches, transactions, opens) = all;
+        Quota {
+            entries,
+            connections,
+            label_bytes,
+            waits,
+            watches,
+            transactions,
+            opens,
+            descriptors: None,
+            idle_usec,
+        }
+    })
 }
 
 fn origin() -> Origin {

@@ -21,8 +21,8 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fdstash_proto::{Call, Change, Entry, Flags, Kind, Name, Statistics};
-use fdstash_stash::{ConnectionId, Opening, Rights};
+use fdstash_proto::{Call, Change, Entry, Flags, Kind, Name, Refusal, Statistics};
+use fdstash_stash::{ConnectionId, Opening, Quota, Rights, Rules, Usage};
 use proptest::{
     prelude::*,
     strategy::ValueTree,
@@ -30,7 +30,7 @@ use proptest::{
 };
 
 use history::{History, histories};
-use trace::{Entries, Input, Moment, Performed, Picture, Waits, gifts};
+use trace::{Entries, Input, Moment, Performed, Picture, Said, Told, Waits, gifts};
 use world::{BOOTED_AT_USEC, play};
 
 proptest! {
@@ -83,7 +83,9 @@ proptest! {
             prop_assert!(gifts.is_subset(&closed(moment)), "{}", trace.until(at));
             prop_assert!(moment.records().all(|(put, _)| put.is_empty()), "{}", trace.until(at));
             if moment.call().is_some() {
-                let after = but_refused(&moment.after, 1);
+                // Its transaction, if it has one, is idle from now on.
+                let next_due = before.next_due;
+                let after = Picture { next_due, ..but_refused(&moment.after, 1) };
                 prop_assert_eq!(&after, before, "{}", trace.until(at));
             }
         }
@@ -125,12 +127,25 @@ proptest! {
             if !matches!(moment.input, Input::Tick) {
                 continue;
             }
-            let mut entries = before.entries.clone();
-            entries.retain(|(entry, _)| entry.held_by.is_some() || !due(entry));
-            prop_assert_eq!(&moment.after.entries, &entries, "{}", trace.until(at));
+            let after = moment.after.kept();
+            for (entry, fd) in &before.entries {
+                let is_there = after.get(&entry.name) == Some(fd);
+                let mut now = moment.after.entries.iter().map(|(entry, _)| entry);
+                let still = now.find(|now| now.name == entry.name).and_then(|now| now.held_by);
+                let holds = match entry.held_by {
+                    None => is_there != due(entry),
+                    Some(_) if still == entry.held_by => is_there,
+                    // It was held by a transaction that was idle for too long.
+                    Some(_) => !(is_there && due(entry)),
+                };
+                prop_assert!(holds, "{} {}", entry.name, trace.until(at));
+            }
+            prop_assert!(after.len() <= before.entries.len(), "{}", trace.until(at));
             let next_due = moment.after.next_due;
             prop_assert!(next_due.is_none_or(|usec| usec > now_usec), "{}", trace.until(at));
-            prop_assert!(moment.told().iter().all(|told| told.change == Change::Expired));
+            let was_held = |fd| before.entries.iter().any(|it| it.1 == fd && it.0.held_by.is_some());
+            let is_due = |told: &Told| told.change == Change::Expired || was_held(told.fd);
+            prop_assert!(moment.told().iter().all(is_due), "{}", trace.until(at));
         }
     }
 
@@ -152,6 +167,44 @@ proptest! {
             prop_assert!(connections <= trace.limits.connections, "{}", trace.until(at));
             prop_assert!(held + connections <= trace.limits.places, "{}", trace.until(at));
         }
+    }
+
+    #[test]
+    fn what_users_have_is_within_their_quotas_or_was_before(history in histories()) {
+        let trace = play(&history);
+
+        let mut rules = Rules::default();
+        let whose = |uid| trace.people.values().find(|who| who.peer.uid == uid);
+        for (at, before, moment) in trace.steps() {
+            if let Input::Rules(others) = &moment.input {
+                rules = others.clone();
+            }
+            for (uid, usage) in &moment.after.usage {
+                let Some(who) = whose(*uid) else { continue };
+                let quota = reference::quota(&trace.limits, &rules, who);
+                let before = before.usage.get(uid).copied().unwrap_or_default();
+                // Groups are a connection's, and rules may say other things of each.
+                let is_everybodys = rules.quota.iter().all(|rule| rule.whom.is_none());
+                for (before, usage, most) in bounds(&before, usage, &quota) {
+                    let holds = usage <= most.max(before);
+                    prop_assert!(holds || !is_everybodys, "{} {}", uid, trace.until(at));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_users_have_is_given_back_to_the_last(history in histories()) {
+        let trace = play(&history);
+
+        let last = trace.moments.last().map_or(&trace.first, |moment| &moment.after);
+        for usage in last.usage.values() {
+            let Usage { connections, watches, .. } = *usage;
+            let left = Usage { connections, watches, ..Usage::default() };
+            prop_assert_eq!(*usage, left);
+        }
+        let connections: u64 = last.usage.values().map(|usage| usage.connections).sum();
+        prop_assert_eq!(connections, last.statistics.connections);
     }
 
     #[test]
@@ -302,6 +355,36 @@ fn histories_are_played_by_the_thousand() {
     let by_path = openings.filter(|opening| opening.place.is_some()).count();
     eprintln!("{by_path} files were to be opened by path");
     assert!(by_path > 5);
+    let all = || traces.iter().flat_map(|trace| &trace.moments);
+    let said: Vec<_> = all().flat_map(Moment::answers).map(|(.., said)| said).collect();
+    for limit in LIMITS {
+        let met = said.iter().filter(|said| exceeds(said, limit)).count();
+        eprintln!("{met} calls met {limit}");
+        assert!(met > 0, "{limit}");
+    }
+    let failed = all().filter(|moment| moment.says_rolled_back()).count();
+    eprintln!("{failed} calls came after their transaction had been idle for too long");
+    assert!(failed > 5);
+}
+
+/// The limits that calls can meet.
+const LIMITS: [&str; 9] = [
+    "entries",
+    "descriptors",
+    "opens",
+    "entriesPerUser",
+    "labelBytesPerUser",
+    "waitsPerUser",
+    "watchesPerUser",
+    "transactionsPerUser",
+    "opensPerUser",
+];
+
+fn exceeds(said: &Said, limit: &str) -> bool {
+    match said {
+        Said::Plain(Err(Refusal::LimitExceeded { limit: met, .. })) => met == limit,
+        Said::Plain(_) | Said::ToConfirm(_) | Said::Listing => false,
+    }
 }
 
 pub(crate) fn config() -> ProptestConfig {
@@ -328,12 +411,14 @@ impl Transactions {
     }
 
     pub(crate) fn note(&mut self, moment: &Moment) {
-        if let Input::Call(by, Call::Begin) = moment.input {
-            self.0.insert(by);
+        if let (Input::Call(by, Call::Begin), false) = (&moment.input, moment.is_refused()) {
+            self.0.insert(*by);
         }
         match moment.input {
-            // Refused outside a transaction, or for a ticket that is another's.
-            Input::Call(_, Call::Commit { .. } | Call::Rollback) if moment.is_refused() => {}
+            // Refused outside a transaction, or for a ticket that is another's. Where the transaction was
+            // rolled back before, it is over all the same.
+            Input::Call(_, Call::Commit { .. } | Call::Rollback)
+                if moment.is_refused() && !moment.says_rolled_back() => {}
             Input::Call(by, Call::Commit { .. } | Call::Rollback) | Input::Disconnect(by) => {
                 self.0.remove(&by);
             }
@@ -367,6 +452,21 @@ fn opened_and_handed_over(moment: &Moment) -> Vec<u64> {
     let handed: BTreeSet<_> = to_caller.flat_map(Performed::handed).collect();
     let opened = files.iter().flatten().map(|file| file.fd);
     opened.filter(|fd| handed.contains(fd)).collect()
+}
+
+/// What somebody had and has of each thing, and how much that may be.
+fn bounds(before: &Usage, usage: &Usage, quota: &Quota) -> [(u64, u64, u64); 9] {
+    [
+        (before.entries, usage.entries, quota.entries),
+        (before.staged, usage.staged, quota.entries),
+        (before.label_bytes, usage.label_bytes, quota.label_bytes),
+        (before.staged_label_bytes, usage.staged_label_bytes, quota.label_bytes),
+        (before.connections, usage.connections, quota.connections),
+        (before.waits, usage.waits, quota.waits),
+        (before.watches, usage.watches, quota.watches),
+        (before.transactions, usage.transactions, quota.transactions),
+        (before.opens, usage.opens, quota.opens),
+    ]
 }
 
 /// The picture with so many refusals less.

@@ -12,10 +12,12 @@ use std::{
 };
 
 use fdstash_proto::{
-    Call, Change, Clash, Entry, Flags, Gift, Handed, Keeper, Kind, Name, Notice, Pattern, Refusal,
-    Reopening, Reply, Share, Statistics, Taking, Ticket,
+    Call, Change, Clash, Entry, Flags, Gift, Handed, Keeper, Kind, Labels, Name, Notice, Pattern,
+    Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
-use fdstash_stash::{ConnectionId, Inspected, Limits, OpenFailure, Rules, Verb, Verdict, Who};
+use fdstash_stash::{
+    ConnectionId, Inspected, Limits, OpenFailure, Rules, Usage, Verb, Verdict, Who,
+};
 
 use crate::{
     reference,
@@ -35,6 +37,8 @@ pub(crate) struct Model {
     doomed: BTreeMap<Name, (u64, Change)>,
     /// What has expired, but was held.
     overdue: BTreeSet<u64>,
+    /// Whose files are being opened.
+    opens: Vec<(ConnectionId, u32)>,
     /// What was done with a ticket, the last of each connection.
     done: Vec<Done>,
     /// The figures that only grow.
@@ -59,6 +63,10 @@ struct Item {
 struct Client {
     who: Who,
     in_transaction: bool,
+    /// Whether its transaction was rolled back, and it does not know yet.
+    has_failed: bool,
+    /// Since when its transaction has no call in progress.
+    idle_since: Option<u64>,
     watches: Option<Pattern>,
     own: BTreeMap<Name, Own>,
     unfinished: Option<Unfinished>,
@@ -94,6 +102,8 @@ struct Unfinished {
     newly: Vec<Name>,
     /// The places that are kept for it.
     room: usize,
+    /// What is kept for it of its user's quota.
+    promised: Usage,
 }
 
 enum Purpose {
@@ -137,6 +147,7 @@ impl Model {
             waiting: Vec::new(),
             doomed: BTreeMap::new(),
             overdue: BTreeSet::new(),
+            opens: Vec::new(),
             done: Vec::new(),
             counted,
             revision: 0,
@@ -150,15 +161,22 @@ impl Model {
 
     /// Why a connection is not admitted; or it has the name that it was given.
     pub(crate) fn connect(&mut self, who: &Who, id: Option<&ConnectionId>) -> Option<Refusal> {
-        if self.clients.len() >= self.limits.connections {
-            return Some(limit_exceeded("connections", self.limits.connections));
+        let more = Usage { connections: 1, ..Usage::default() };
+        if let Err(refusal) = self.check_quota(who, more) {
+            return Some(refusal);
         }
-        if self.places() >= self.limits.places {
-            return Some(limit_exceeded("descriptors", self.limits.places));
+        let Limits { connections, places, .. } = self.limits_of(who);
+        if self.clients.len() >= connections {
+            return Some(limit_exceeded("connections", connections));
+        }
+        if self.places() >= places {
+            return Some(limit_exceeded("descriptors", places));
         }
         let client = Client {
             who: who.clone(),
             in_transaction: false,
+            has_failed: false,
+            idle_since: None,
             watches: None,
             own: BTreeMap::new(),
             unfinished: None,
@@ -192,15 +210,19 @@ impl Model {
 
     pub(crate) fn call(&mut self, by: ConnectionId, call: Call<Inspected<u64>>) -> Predicted {
         let mut said = Predicted::default();
+        self.client(by).idle_since = None;
+        let Some(call) = self.unless_failed(by, call, &mut said) else { return said };
         let Some(call) = self.unless_done(by, call, &mut said) else { return said };
         let outcome = match call {
             Call::Give { gifts, clash, ticket: _ } => self.give(by, gifts, clash, &mut said),
             Call::Take { names, taking, timeout_usec } => {
                 match self.take(by, &names, taking, &mut said) {
                     Err(Refusal::NotFound { .. } | Refusal::Busy { .. }) if timeout_usec > 0 => {
-                        let until_usec = self.now_usec + timeout_usec;
-                        self.waiting.push(Waiting { by, names, taking, until_usec });
-                        Ok(())
+                        let more = Usage { waits: names.len() as u64, ..Usage::default() };
+                        self.check_quota(&self.clients[&by].who, more).map(|()| {
+                            let until_usec = self.now_usec + timeout_usec;
+                            self.waiting.push(Waiting { by, names, taking, until_usec });
+                        })
                     }
                     outcome => outcome,
                 }
@@ -215,9 +237,11 @@ impl Model {
                 Ok(())
             }
             Call::Watch { pattern } => {
-                self.client(by).watches = Some(pattern);
-                said.answer(by, Reply::Notice(Notice::Standing));
-                Ok(())
+                let more = Usage { watches: 1, ..Usage::default() };
+                self.check_quota(&self.clients[&by].who, more).map(|()| {
+                    self.client(by).watches = Some(pattern);
+                    said.answer(by, Reply::Notice(Notice::Standing));
+                })
             }
             Call::ExplainPolicy { .. } => panic!("what it says is told by tests/policy.rs"),
             Call::GetStatistics => {
@@ -229,6 +253,34 @@ impl Model {
             self.refuse(by, refusal, &mut said);
         }
         said
+    }
+
+    /// Refuses all that a transaction wants that was rolled back, until its client knows.
+    fn unless_failed(
+        &mut self,
+        by: ConnectionId,
+        call: Call<Inspected<u64>>,
+        said: &mut Predicted,
+    ) -> Option<Call<Inspected<u64>>> {
+        if !self.client(by).has_failed {
+            return Some(call);
+        }
+        let was = "the transaction was idle for too long, and was rolled back: ";
+        let (is_over, then) = match call {
+            Call::Commit { .. } => (true, "none is open now, begin again"),
+            Call::Rollback => (true, ""),
+            _ => (false, "call Rollback, and begin again"),
+        };
+        self.client(by).has_failed = !is_over;
+        if then.is_empty() {
+            said.answer(by, Reply::Done);
+        } else {
+            self.refuse(by, Refusal::TransactionState { reason: format!("{was}{then}") }, said);
+        }
+        if let Call::Give { gifts, .. } = call {
+            said.closed.extend(gifts.iter().map(|gift| gift.fd.fd));
+        }
+        None
     }
 
     /// Answers what was done before as it was then, and takes note of the ticket of what was not.
@@ -266,6 +318,7 @@ impl Model {
         files: Vec<Vec<Inspected<u64>>>,
     ) -> Predicted {
         let mut said = Predicted::default();
+        self.opens.retain(|(opening, _)| *opening != by);
         let unfinished = self.clients.get_mut(&by).and_then(|client| client.unfinished.take());
         let Some(Unfinished { purpose, names, .. }) = unfinished else {
             said.closed.extend(files.into_iter().flatten().map(|file| file.fd));
@@ -303,6 +356,7 @@ impl Model {
         failure: &OpenFailure,
     ) -> Predicted {
         let mut said = Predicted::default();
+        self.opens.retain(|(opening, _)| *opening != by);
         let unfinished = self.clients.get_mut(&by).and_then(|client| client.unfinished.take());
         let Some(Unfinished { purpose, newly, .. }) = unfinished else { return said };
         if let Purpose::Give(gifts, _) = purpose {
@@ -346,6 +400,8 @@ impl Model {
     pub(crate) fn tick(&mut self) -> Predicted {
         let mut said = Predicted::default();
         let now_usec = self.now_usec;
+        let idle = self.clients.keys().filter_map(|id| Some((self.idle_until(*id)?, *id)));
+        let idle: BTreeSet<_> = idle.filter(|(usec, _)| *usec <= now_usec).collect();
         let (mut ended, waiting): (Vec<_>, Vec<_>) =
             mem::take(&mut self.waiting).into_iter().partition(|it| it.until_usec <= now_usec);
         self.waiting = waiting;
@@ -362,7 +418,30 @@ impl Model {
         let ends = expired.iter().map(|item| (item.entry.name.clone(), Change::Expired)).collect();
         self.overdue.extend(expired.iter().map(|item| item.fd).collect::<Vec<_>>());
         self.end(ends, &mut said);
+        for (_, by) in idle {
+            let client = self.client(by);
+            (client.in_transaction, client.has_failed) = (false, true);
+            let names = client.own.keys().cloned().collect();
+            self.release(by, names, &mut said);
+        }
         said
+    }
+
+    /// Ends a step: whoever has a transaction and no call in progress, is idle since now, if not before.
+    pub(crate) fn rest(&mut self) {
+        let waiting: BTreeSet<_> = self.waiting.iter().map(|waiting| waiting.by).collect();
+        for (id, client) in &mut self.clients {
+            let is_busy = client.unfinished.is_some() || waiting.contains(id);
+            let is_idle = client.in_transaction && !is_busy;
+            client.idle_since = is_idle.then(|| client.idle_since.unwrap_or(self.now_usec));
+        }
+    }
+
+    /// When a transaction has been idle for too long.
+    fn idle_until(&self, by: ConnectionId) -> Option<u64> {
+        let client = &self.clients[&by];
+        let most = reference::quota(&self.limits, &self.rules, &client.who).idle_usec;
+        if most == u64::MAX { None } else { Some(client.idle_since? + most) }
     }
 
     /// Other rules are in force, and all who wait have another try.
@@ -388,6 +467,9 @@ impl Model {
         let Statistics { max_entries, restores, .. } = self.counted;
         let counted = Self::new(self.limits).counted;
         let given = self.kept.len() as u64;
+        // It is idle anew.
+        self.clients.values_mut().for_each(|client| client.idle_since = None);
+        self.opens.clear();
         self.counted = Statistics { max_entries, restores: restores + 1, given, ..counted };
         Predicted::default()
     }
@@ -418,7 +500,8 @@ impl Model {
     pub(crate) fn next_due(&self) -> Option<u64> {
         let items = self.kept.values().filter(|item| !self.overdue.contains(&item.fd));
         let expiries = items.filter_map(|item| item.expires_usec);
-        expiries.chain(self.waiting.iter().map(|waiting| waiting.until_usec)).min()
+        let idle = self.clients.keys().filter_map(|id| self.idle_until(*id));
+        expiries.chain(self.waiting.iter().map(|waiting| waiting.until_usec)).chain(idle).min()
     }
 
     pub(crate) fn polled(&self) -> BTreeSet<u64> {
@@ -453,6 +536,146 @@ impl Model {
         items.len() + unfinished.map(|unfinished| unfinished.room).sum::<usize>()
     }
 
+    /// What every user has who has anything, counted anew.
+    pub(crate) fn usage(&self) -> BTreeMap<u32, Usage> {
+        let mut all = self.usage_under(self.standings());
+        let mut of = |uid: u32, count: &dyn Fn(&mut Usage)| count(all.entry(uid).or_default());
+        for client in self.clients.values() {
+            let uid = client.who.peer.uid;
+            of(uid, &|usage| usage.connections += 1);
+            of(uid, &|usage| usage.watches += u64::from(client.watches.is_some()));
+            of(uid, &|usage| usage.transactions += u64::from(client.in_transaction));
+            let promised = client.unfinished.as_ref().map(|unfinished| unfinished.promised);
+            of(uid, &|usage| *usage = sum(*usage, promised.unwrap_or_default()));
+        }
+        for waiting in &self.waiting {
+            let uid = self.clients[&waiting.by].who.peer.uid;
+            of(uid, &|usage| usage.waits += waiting.names.len() as u64);
+        }
+        for (_, uid) in &self.opens {
+            of(*uid, &|usage| usage.opens += 1);
+        }
+        all.retain(|_, usage| *usage != Usage::default());
+        all
+    }
+
+    /// What stands under every name.
+    fn standings(&self) -> BTreeMap<Name, Standing> {
+        let standing = |name: &Name| {
+            let holder = self.holder(name).map(|id| &self.clients[&id]);
+            let staged = holder.and_then(|client| client.own[name].item.as_ref());
+            Standing {
+                kept: self.kept.get(name).map(counted),
+                holder: holder.map(|client| client.who.peer.uid),
+                staged: staged.filter(|item| !self.is_kept(item)).map(counted),
+            }
+        };
+        self.names().into_iter().map(|name| (name.clone(), standing(name))).collect()
+    }
+
+    /// What everybody has by what stands under names: a name counts once for each who has anything to do
+    /// with it, with the longest labels; and what stands in for another once more.
+    fn usage_under(&self, standings: BTreeMap<Name, Standing>) -> BTreeMap<u32, Usage> {
+        let mut all: BTreeMap<u32, Usage> = BTreeMap::new();
+        for Standing { kept, holder, staged } in standings.into_values() {
+            let mut longest: BTreeMap<u32, u64> = BTreeMap::new();
+            for (uid, bytes) in kept.into_iter().chain(staged) {
+                let longest = longest.entry(uid).or_default();
+                *longest = bytes.max(*longest);
+            }
+            if let (None, None, Some(holder)) = (kept, staged, holder) {
+                longest.insert(holder, 0);
+            }
+            for (uid, bytes) in longest {
+                let usage = all.entry(uid).or_default();
+                usage.entries += 1;
+                usage.label_bytes += bytes;
+            }
+            if let (Some(_), Some((_, bytes)), Some(holder)) = (kept, staged, holder) {
+                let usage = all.entry(holder).or_default();
+                usage.staged += 1;
+                usage.staged_label_bytes += bytes;
+            }
+        }
+        all
+    }
+
+    /// What somebody has by what stands under names, when it has changed some of that.
+    fn usage_then(&self, by: ConnectionId, items: &[(Name, (u32, u64))]) -> Usage {
+        let Client { who, in_transaction, .. } = &self.clients[&by];
+        let mut standings = self.standings();
+        for (name, item) in items {
+            let before = standings.remove(name);
+            let kept = before.and_then(|before| before.kept).filter(|_| *in_transaction);
+            let staged = Some(*item);
+            let then = if *in_transaction {
+                Standing { kept, holder: Some(who.peer.uid), staged }
+            } else {
+                Standing { kept: staged, holder: None, staged: None }
+            };
+            standings.insert(name.clone(), then);
+        }
+        self.usage_under(standings).get(&who.peer.uid).copied().unwrap_or_default()
+    }
+
+    /// The same, as it is.
+    fn usage_now(&self, by: ConnectionId) -> Usage {
+        let uid = self.clients[&by].who.peer.uid;
+        self.usage_under(self.standings()).get(&uid).copied().unwrap_or_default()
+    }
+
+    fn check_quota(&self, who: &Who, more: Usage) -> Result<(), Refusal> {
+        let quota = reference::quota(&self.limits, &self.rules, who);
+        let now = self.usage().get(&who.peer.uid).copied().unwrap_or_default();
+        let then = sum(now, more);
+        for (limit, more, then, most) in [
+            ("entriesPerUser", more.entries, then.entries, quota.entries),
+            ("entriesPerUser", more.staged, then.staged, quota.entries),
+            ("labelBytesPerUser", more.label_bytes, then.label_bytes, quota.label_bytes),
+            (
+                "labelBytesPerUser",
+                more.staged_label_bytes,
+                then.staged_label_bytes,
+                quota.label_bytes,
+            ),
+            ("connectionsPerUser", more.connections, then.connections, quota.connections),
+            ("waitsPerUser", more.waits, then.waits, quota.waits),
+            ("watchesPerUser", more.watches, then.watches, quota.watches),
+            ("transactionsPerUser", more.transactions, then.transactions, quota.transactions),
+            ("opensPerUser", more.opens, then.opens, quota.opens),
+        ] {
+            if more > 0 && then > most {
+                return Err(limit_exceeded(limit, most as usize));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_open(&self, who: &Who) -> Result<(), Refusal> {
+        self.check_quota(who, Usage { opens: 1, ..Usage::default() })?;
+        let most = self.limits_of(who).opens;
+        if self.opens.len() >= most { Err(limit_exceeded("opens", most)) } else { Ok(()) }
+    }
+
+    /// The limits, without what is for others.
+    fn limits_of(&self, who: &Who) -> Limits {
+        reference::limits(&self.limits, who)
+    }
+
+    /// Has files opened for somebody.
+    fn open(
+        &mut self,
+        by: ConnectionId,
+        files: Vec<Name>,
+        unfinished: Unfinished,
+        said: &mut Predicted,
+    ) {
+        said.openings.push((by, files));
+        let uid = self.clients[&by].who.peer.uid;
+        self.opens.push((by, uid));
+        self.client(by).unfinished = Some(unfinished);
+    }
+
     fn names(&self) -> BTreeSet<&Name> {
         let own = self.clients.values().flat_map(|client| client.own.keys());
         self.kept.keys().chain(own).collect()
@@ -466,7 +689,7 @@ impl Model {
         said: &mut Predicted,
     ) -> Result<(), Refusal> {
         let checked = self.check(by, &gifts, clash);
-        let (room, openings) = match checked {
+        let (room, then, openings) = match checked {
             Ok(checked) => checked,
             Err(refusal) => {
                 said.closed.extend(gifts.iter().map(|gift| gift.fd.fd));
@@ -480,20 +703,21 @@ impl Model {
         if openings.is_empty() {
             self.keep(by, gifts, replaced, [].into_iter(), said);
         } else {
-            said.openings.push((by, openings));
             let purpose = Purpose::Give(gifts, replaced);
-            self.client(by).unfinished = Some(Unfinished { purpose, names, newly, room });
+            let promised = left(then, self.usage_now(by));
+            self.open(by, openings, Unfinished { purpose, names, newly, room, promised }, said);
         }
         Ok(())
     }
 
-    /// How much room a Give needs, and for which of its names something is opened.
+    /// How much room a Give needs, what its user has when it is done, and for which of its names something
+    /// is opened.
     fn check(
         &self,
         by: ConnectionId,
         gifts: &[Gift<Inspected<u64>>],
         clash: Clash,
-    ) -> Result<(usize, Vec<Name>), Refusal> {
+    ) -> Result<(usize, Usage, Vec<Name>), Refusal> {
         let client = &self.clients[&by];
         let mut openings = Vec::new();
         for (at, gift) in gifts.iter().enumerate() {
@@ -501,10 +725,11 @@ impl Model {
                 return Err(denied(&gift.name, "give"));
             }
             if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
-                if clash == Clash::Refuse {
+                let verdict = self.verdict(&client.who, Verb::Give, old);
+                if clash == Clash::Refuse && verdict != Verdict::Hidden {
                     return Err(Refusal::AlreadyExists { name: gift.name.as_str().into() });
                 }
-                if self.verdict(&client.who, Verb::Give, old) != Verdict::Allowed {
+                if verdict != Verdict::Allowed {
                     return Err(denied(&gift.name, "give"));
                 }
             }
@@ -530,14 +755,22 @@ impl Model {
         let room = gifts.iter().filter(needs).count();
         let names: BTreeSet<_> =
             self.names().into_iter().chain(gifts.iter().map(|g| &g.name)).collect();
-        let Limits { entries, places, .. } = self.limits;
-        if names.len() > entries {
+        let item = |gift: &Gift<Inspected<u64>>| {
+            (gift.name.clone(), (client.who.peer.uid, bytes_of(&gift.labels, &gift.share)))
+        };
+        let then = self.usage_then(by, &gifts.iter().map(item).collect::<Vec<_>>());
+        self.check_quota(&client.who, left(then, self.usage_now(by)))?;
+        let Limits { entries, places, .. } = self.limits_of(&client.who);
+        if names.len() > self.names().len().max(entries) {
             return Err(limit_exceeded("entries", entries));
         }
-        if self.places() + room > places {
+        if room > 0 && self.places() + room > places {
             return Err(limit_exceeded("descriptors", places));
         }
-        Ok((room, openings))
+        if !openings.is_empty() {
+            self.check_open(&client.who)?;
+        }
+        Ok((room, then, openings))
     }
 
     fn keep(
@@ -613,11 +846,16 @@ impl Model {
             let verb = if taking == Taking::Move { Verb::Take } else { Verb::Copy };
             lent.push((name.clone(), self.existing(by, name, verb)?.fd));
         }
+        if taking == Taking::Fresh && !names.is_empty() {
+            self.check_open(&self.clients[&by].who)?;
+        }
         let in_transaction = self.clients[&by].in_transaction;
         let moves = taking == Taking::Move;
         let newly = if in_transaction || moves { self.hold(by, names) } else { Vec::new() };
-        let unfinished =
-            |purpose| Some(Unfinished { purpose, names: names.to_vec(), newly, room: 0 });
+        let unfinished = |purpose| {
+            let promised = Usage::default();
+            Unfinished { purpose, names: names.to_vec(), newly, room: 0, promised }
+        };
         match taking {
             Taking::Move => {
                 for name in names {
@@ -629,12 +867,11 @@ impl Model {
                     said.answer(by, handed(lent));
                 } else {
                     said.say(by, Said::ToConfirm(handed(lent)));
-                    self.client(by).unfinished = unfinished(Purpose::Leave);
+                    self.client(by).unfinished = Some(unfinished(Purpose::Leave));
                 }
             }
             Taking::Fresh if !names.is_empty() => {
-                said.openings.push((by, names.to_vec()));
-                self.client(by).unfinished = unfinished(Purpose::Copy);
+                self.open(by, names.to_vec(), unfinished(Purpose::Copy), said);
             }
             Taking::Copy | Taking::Fresh => {
                 self.counted.copied += names.len() as u64;
@@ -692,14 +929,20 @@ impl Model {
         let needs =
             |name: &&Name| in_transaction && self.view(by, name).is_some_and(|it| self.is_kept(it));
         let room = names.iter().filter(needs).count();
-        let places = self.limits.places;
-        if self.places() + room > places {
+        let item = |name: &Name| Some((name.clone(), counted(self.view(by, name)?)));
+        let items: Vec<_> = names.iter().filter_map(item).collect();
+        let then = self.usage_then(by, &items);
+        let who = &self.clients[&by].who;
+        self.check_quota(who, left(then, self.usage_now(by)))?;
+        let places = self.limits_of(who).places;
+        if room > 0 && self.places() + room > places {
             return Err(limit_exceeded("descriptors", places));
         }
+        self.check_open(who)?;
         let newly = self.hold(by, &names);
-        said.openings.push((by, names.clone()));
-        let purpose = Purpose::Reopen;
-        self.client(by).unfinished = Some(Unfinished { purpose, names, newly, room });
+        let promised = left(then, self.usage_now(by));
+        let (purpose, files) = (Purpose::Reopen, names.clone());
+        self.open(by, files, Unfinished { purpose, names, newly, room, promised }, said);
         Ok(())
     }
 
@@ -721,11 +964,13 @@ impl Model {
     }
 
     fn begin(&mut self, by: ConnectionId, said: &mut Predicted) -> Result<(), Refusal> {
-        let client = self.client(by);
-        if mem::replace(&mut client.in_transaction, true) {
+        let client = &self.clients[&by];
+        if client.in_transaction {
             let reason = "a transaction is open on this connection already".into();
             return Err(Refusal::TransactionState { reason });
         }
+        self.check_quota(&client.who, Usage { transactions: 1, ..Usage::default() })?;
+        self.client(by).in_transaction = true;
         said.answer(by, Reply::Done);
         Ok(())
     }
@@ -1034,4 +1279,46 @@ fn denied(name: &Name, verb: &str) -> Refusal {
 
 fn limit_exceeded(limit: &str, value: usize) -> Refusal {
     Refusal::LimitExceeded { limit: limit.into(), value: value as i64 }
+}
+
+/// What stands under a name: by whom it was given, with how many bytes of labels.
+struct Standing {
+    kept: Option<(u32, u64)>,
+    holder: Option<u32>,
+    staged: Option<(u32, u64)>,
+}
+
+fn counted(item: &Item) -> (u32, u64) {
+    (item.entry.giver.uid, bytes_of(&item.entry.labels, &item.share))
+}
+
+fn bytes_of(labels: &Labels, share: &Share) -> u64 {
+    let texts = labels.iter().flat_map(|(key, note)| [key, note]);
+    let ids = share.uids.len() + share.gids.len();
+    (texts.map(String::len).sum::<usize>() + 4 * ids) as u64
+}
+
+fn sum(one: Usage, other: Usage) -> Usage {
+    Usage {
+        entries: one.entries + other.entries,
+        label_bytes: one.label_bytes + other.label_bytes,
+        staged: one.staged + other.staged,
+        staged_label_bytes: one.staged_label_bytes + other.staged_label_bytes,
+        connections: one.connections + other.connections,
+        waits: one.waits + other.waits,
+        watches: one.watches + other.watches,
+        transactions: one.transactions + other.transactions,
+        opens: one.opens + other.opens,
+    }
+}
+
+/// What somebody has more by names than before.
+fn left(then: Usage, before: Usage) -> Usage {
+    Usage {
+        entries: then.entries.saturating_sub(before.entries),
+        label_bytes: then.label_bytes.saturating_sub(before.label_bytes),
+        staged: then.staged.saturating_sub(before.staged),
+        staged_label_bytes: then.staged_label_bytes.saturating_sub(before.staged_label_bytes),
+        ..Usage::default()
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use fdstash_proto::{Name, Share};
-use fdstash_stash::{Rules, Verb, Verdict, Who, Whom};
+use fdstash_stash::{Limits, Quota, Rules, Verb, Verdict, Who, Whom};
 
 /// What somebody may do with something that somebody else has given.
 pub(crate) fn rights(
@@ -67,6 +67,55 @@ pub(crate) fn may_open_at(rules: &Rules, who: &Who, name: &Name, path: &str) -> 
     };
     let mut below = mine.flat_map(|allow| &allow.below);
     path.starts_with('/') && below.any(|below| parts(path).starts_with(&parts(below)))
+}
+
+/// How much somebody may have: of each thing what the first rule says that says anything of it to this
+/// one, or else what holds for those who are not exempt.
+pub(crate) fn quota(limits: &Limits, rules: &Rules, who: &Who) -> Quota {
+    let first = |of: fn(&Quota<Option<u64>>) -> Option<u64>, default: u64| {
+        for rule in &rules.quota {
+            let concerns = match &rule.whom {
+                Some(whom) => is_one_of(who, whom),
+                None => !is_exempt(limits, who),
+            };
+            if let (true, Some(most)) = (concerns, of(&rule.quota)) {
+                return most;
+            }
+        }
+        if is_exempt(limits, who) { u64::MAX } else { default }
+    };
+    let default = limits.quota;
+    Quota {
+        entries: first(|it| it.entries, default.entries),
+        connections: first(|it| it.connections, default.connections),
+        label_bytes: first(|it| it.label_bytes, default.label_bytes),
+        waits: first(|it| it.waits, default.waits),
+        watches: first(|it| it.watches, default.watches),
+        transactions: first(|it| it.transactions, default.transactions),
+        opens: first(|it| it.opens, default.opens),
+        descriptors: first(|it| it.descriptors, default.descriptors),
+        idle_usec: first(|it| it.idle_usec, default.idle_usec),
+    }
+}
+
+/// The limits as they are for somebody, without root's share.
+pub(crate) fn limits(limits: &Limits, who: &Who) -> Limits {
+    let rest = |all: usize| all - (all as u128 * limits.root_share as u128 / 100) as usize;
+    let Limits { entries, connections, places, opens, .. } = *limits;
+    if is_exempt(limits, who) {
+        return *limits;
+    }
+    Limits {
+        entries: rest(entries),
+        connections: rest(connections),
+        places: rest(places),
+        opens: rest(opens),
+        ..*limits
+    }
+}
+
+fn is_exempt(limits: &Limits, who: &Who) -> bool {
+    [0, limits.owner].contains(&who.peer.uid)
 }
 
 fn is_one_of(who: &Who, whom: &Whom) -> bool {

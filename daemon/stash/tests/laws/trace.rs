@@ -7,7 +7,8 @@ use std::{
 
 use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics, Ticket};
 use fdstash_stash::{
-    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules, Who,
+    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules, Usage,
+    Who,
 };
 
 /// A history as it was played. Descriptors are the numbers of their tokens.
@@ -59,6 +60,8 @@ pub(crate) struct Picture {
     pub(crate) polled: BTreeSet<u64>,
     /// Who has a call without an answer, and what that waits for.
     pub(crate) unanswered: BTreeMap<ConnectionId, Waits>,
+    /// What every user has who has anything.
+    pub(crate) usage: BTreeMap<u32, Usage>,
     /// On the boot clock.
     pub(crate) now_usec: u64,
 }
@@ -224,6 +227,17 @@ impl Moment {
         let said = self.performed.iter().filter_map(Performed::says);
         let mut own = said.filter(|(to, _)| Some(*to) == self.caller());
         own.any(|(_, said)| matches!(said, Said::Plain(Err(_))))
+    }
+
+    /// Whether the call is refused since its transaction was rolled back before.
+    pub(crate) fn says_rolled_back(&self) -> bool {
+        let mut said = self.performed.iter().filter_map(Performed::says);
+        said.any(|(_, said)| match said {
+            Said::Plain(Err(Refusal::TransactionState { reason })) => {
+                reason.contains("rolled back")
+            }
+            Said::Plain(_) | Said::ToConfirm(_) | Said::Listing => false,
+        })
     }
 
     /// The records that were written: what is kept from then on, and what no longer.

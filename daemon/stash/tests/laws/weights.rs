@@ -83,7 +83,8 @@ fn a_reopen_by_path_finds_room_for_the_longest_way_to_a_file() {
     };
     let mut scale = Scale::new();
     let by = scale.callers[0];
-    scale.stash.set_rules(Rules { allow: vec![allow], ..Rules::default() });
+    let rules = Rules { allow: vec![allow], ..Rules::default() };
+    scale.stash.set_rules(rules, scale.now());
     let gifts = vec![fdstash_proto::Gift::new(name.clone(), scale.file())];
     scale.call(by, Call::Give { gifts, clash: fdstash_proto::Clash::Replace, ticket: None });
     let reopening =

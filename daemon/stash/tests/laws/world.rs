@@ -181,7 +181,7 @@ impl World {
             Planned::Rules(rules) => {
                 self.rules = rules.clone();
                 let predicted = self.model.set_rules(rules.clone());
-                (Input::Rules(rules.clone()), self.stash.set_rules(rules), predicted)
+                (Input::Rules(rules.clone()), self.stash.set_rules(rules, self.now()), predicted)
             }
             Planned::Upgrade => {
                 let predicted = self.model.upgrade();
@@ -194,6 +194,7 @@ impl World {
     }
 
     fn moment(&mut self, input: Input, effects: Effects<Token>, predicted: Predicted) -> Moment {
+        self.model.rest();
         let performed = effects.into_iter().map(|effect| self.perform(effect)).collect();
         let mut moment = Moment {
             input,
@@ -297,6 +298,10 @@ impl World {
             },
             Effect::Answer { to, outcome, confirm } => {
                 self.goes_on(to, confirm.then_some(Waits::Leaving));
+                if outcome.is_err() {
+                    // A Watch, too, ends so.
+                    self.callers.entry(to).and_modify(|waits| *waits = None);
+                }
                 Performed::Answer { to, outcome: outcome.map(numbers_of), confirm }
             }
             Effect::List { to, pattern: _ } => {
@@ -350,10 +355,10 @@ impl World {
         let claim = |kept: &Kept<Number>| fds.get(&u64::from(*kept.fd)).cloned();
         let (stash, mut effects) = Stash::restore(self.limits, Keeper::Nobody, replay, claim);
         self.stash = stash;
-        effects.extend(self.stash.set_rules(self.rules.clone()));
+        effects.extend(self.stash.set_rules(self.rules.clone(), self.now()));
         self.polled.clear();
         for (id, doing) in doing {
-            self.stash.resume(id, self.people[&id].clone(), doing);
+            self.stash.resume(id, self.people[&id].clone(), doing, self.now());
         }
         effects.extend(self.stash.go_without(self.now()));
         effects
@@ -380,6 +385,8 @@ impl World {
             finish(self, &mut moments);
         }
         moments.push(self.act(Planned::Tick(1_000_000)));
+        // Root could be bound by them.
+        moments.push(self.act(Planned::Rules(Rules::default())));
         let [.., root] = people();
         moments.push(self.act(Planned::Connect(root)));
         let names =
@@ -413,6 +420,7 @@ impl World {
             held: self.ledger.alive(borrowed),
             polled: self.polled.values().copied().collect(),
             unanswered: self.unanswered(),
+            usage: self.stash.usage().collect(),
             now_usec: self.now_usec,
         }
     }
@@ -427,6 +435,7 @@ impl World {
             held: self.model.held(),
             polled: self.model.polled(),
             unanswered: self.unanswered(),
+            usage: self.model.usage(),
             now_usec: self.now_usec,
         }
     }

@@ -130,7 +130,7 @@ impl Stage {
         self.stash = stash;
         self.journal = journal_of(&self.stash);
         for Carried { id, doing, .. } in carried {
-            self.stash.resume(id, self.people[&id].clone(), doing);
+            self.stash.resume(id, self.people[&id].clone(), doing, self.now());
         }
         effects.extend(self.stash.go_without(self.now()));
         self.tell(effects)
