@@ -224,12 +224,13 @@ impl Account {
             Need::Open(count) => count,
         };
         // What waits for the rest of its message, or for its files, must not wait for what comes after.
-        let within = |times| own + count <= self.most().saturating_mul(times);
-        match need {
-            Need::Receive => own + count <= free && within(1),
-            Need::ReceiveRest => count <= free && within(2),
-            Need::Open(_) => count <= free && own + count <= 2 * free && within(3),
-        }
+        let times = match need {
+            Need::Receive => 1,
+            Need::ReceiveRest => 2,
+            Need::Open(_) => 3,
+        };
+        let most = self.most().min(free).saturating_mul(times);
+        count <= free && own + count <= most
     }
 }
 
