@@ -1,10 +1,17 @@
 //! [`Line`]: who waits for room in the process's table, users in turn.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 
-use fdstash_stash::ConnectionId;
+use fdstash_stash::{ConnectionId, Who};
 
-use crate::ledger::{Account, Ledger, Need, Room};
+use crate::{
+    ledger::{Account, Ledger, Need, Room},
+    run::Daemon,
+    seat::Seat,
+};
 
 /// Gives room to those who wait for it, each user's in the order in which they came.
 pub(crate) struct Line {
@@ -94,5 +101,26 @@ impl Line {
                 Some((*uid, first.account.room(first.need)?))
             })
             .next()
+    }
+}
+
+impl Daemon {
+    /// To whom the descriptors of a peer are counted.
+    pub(crate) fn account(&self, who: &Who) -> Account {
+        let account = self.ledger.account(who.peer.uid);
+        let quota = self.stash.quota_of(who).descriptors;
+        account.set_most(usize::try_from(quota).unwrap_or(usize::MAX));
+        account
+    }
+
+    /// Gives a connection room to receive with when there is some.
+    pub(crate) fn await_room(&mut self, by: ConnectionId, seat: &Rc<Seat>, need: Need) {
+        seat.await_room();
+        let waiting = Rc::downgrade(seat);
+        self.line.wait(by, &seat.account, need, move |room| {
+            if let Some(seat) = waiting.upgrade() {
+                seat.grant(room);
+            }
+        });
     }
 }

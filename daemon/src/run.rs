@@ -34,7 +34,7 @@ use crate::{
     inspect::{flags_now, inspect},
     journal::Journal,
     lasting::Lasting,
-    ledger::{Account, Ledger, Need},
+    ledger::Ledger,
     line::Line,
     mirror::Old,
     opener::Opener,
@@ -296,25 +296,6 @@ impl Daemon {
     pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
         self.stash.resume(id, who, doing, clock::now());
         self.seats.insert(id, Rc::clone(seat));
-    }
-
-    /// To whom the descriptors of a peer are counted.
-    pub(crate) fn account(&self, who: &Who) -> Account {
-        let account = self.ledger.account(who.peer.uid);
-        let quota = self.stash.quota_of(who).descriptors;
-        account.set_most(usize::try_from(quota).unwrap_or(usize::MAX));
-        account
-    }
-
-    /// Gives a connection room to receive with when there is some.
-    pub(crate) fn await_room(&mut self, by: ConnectionId, seat: &Rc<Seat>, need: Need) {
-        seat.await_room();
-        let waiting = Rc::downgrade(seat);
-        self.line.wait(by, &seat.account, need, move |room| {
-            if let Some(seat) = waiting.upgrade() {
-                seat.grant(room);
-            }
-        });
     }
 
     /// Makes the threads that are always there.
