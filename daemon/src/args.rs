@@ -4,11 +4,12 @@ use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
+use fdstash_proto::MAX_DESCRIPTORS;
 use fdstash_stash::{Limits, Quota};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
-use crate::{policy, process, systemd::capacity};
+use crate::{ledger::Table, opener, policy, process, systemd::capacity};
 
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
@@ -24,9 +25,12 @@ const MIRROR: usize = 24;
 /// Places that entries leave free unless the command line says otherwise.
 const SPARE: usize = 64;
 
-/// So many calls can have their files opened at a time, each on a thread of Tokio's 512, of which 64 are
-/// for closing.
-const OPENS: usize = 448;
+/// One in so many numbers is no place for what is kept, but room to receive, to open and to close with.
+const PER_SLACK: usize = 64;
+
+/// The least room of that kind: twice for root, and twice for all others, for the largest message. Of a
+/// small table it is a quarter.
+const SLACK: usize = 4 * MAX_DESCRIPTORS;
 
 /// Holds open file descriptors by name, hands them out over a Unix socket, and reopens their files
 /// with other flags without ever letting go of the old ones first.
@@ -146,6 +150,8 @@ pub(crate) struct Config {
     pub(crate) socket: Option<PathBuf>,
     /// How much of everything there may be.
     pub(crate) limits: Limits,
+    /// How many numbers the process's table has for that, and for what comes and goes.
+    pub(crate) table: Table,
     /// Where the policy is.
     pub(crate) policy: policy::Place,
     /// How long a client may leave a message half sent, or an answer unread.
@@ -182,14 +188,17 @@ impl Args {
     pub(crate) fn into_config(self) -> Result<Config> {
         let open_files = raise_open_files();
         let mirror = if capacity().is_some() { MIRROR + open_files / PER_MIRROR } else { 0 };
-        let Some(places) = open_files.checked_sub(OWN + mirror).filter(|places| *places > 1) else {
+        let Some(size) = open_files.checked_sub(OWN + mirror).filter(|size| *size > 1) else {
             bail!("the limit on open files (ulimit -n) is {open_files}: too few to hold anything");
         };
+        let slack = (open_files / PER_SLACK).max(SLACK).min(size / 4);
+        let places = size - slack;
         // A Reopen in a transaction needs a place beside what is kept, also where the stash is full.
         let spare = SPARE.min(places / 4);
         let limits = self.most.limits(places, places - spare);
+        let table = Table { size, slack, owner: limits.owner };
         let (policy, patience) = (self.policy(), Duration::from_secs(self.patience));
-        Ok(Config { socket: self.socket, limits, policy, patience })
+        Ok(Config { socket: self.socket, limits, table, policy, patience })
     }
 }
 
@@ -200,7 +209,7 @@ impl Most {
         let entries = self.max_entries.unwrap_or(for_entries).min(places);
         let quarter = |of: usize| of.div_ceil(4) as u64;
         Limits {
-            opens: OPENS,
+            opens: opener::MOST,
             root_share: self.root_share.into(),
             owner: rustix::process::geteuid().as_raw(),
             quota: Quota {

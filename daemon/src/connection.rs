@@ -21,7 +21,6 @@ use rustix::io::Errno;
 use tokio::{
     io::Interest,
     net::UnixStream,
-    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
@@ -29,8 +28,9 @@ use crate::{
     descriptor::Descriptor,
     door::no_room,
     inspect::{inspect, is_hung_up},
+    ledger::{Charge, Need},
     run::{Daemon, Input},
-    seat::{Current, Left, PIECE, Scratch, Seat},
+    seat::{Current, Left, PIECE, Scratch, Seat, State},
     steps::step,
     turns::{Turn, User},
 };
@@ -46,13 +46,14 @@ const GLANCE: Duration = Duration::from_secs(1);
 const CONGESTION: Duration = Duration::from_millis(20);
 
 /// With so many bytes yet to leave, no further call is begun; nor with more descriptors than one
-/// message has: those that were opened for the client take room here until it reads.
+/// message has, or with any while the user has all in flight that it may: those take room here until
+/// the client reads.
 const MUCH_TO_SEND: usize = 256 << 10;
 
 /// How many names are looked at for a List at once.
 const LOOK: usize = 16;
 
-/// A message of more bytes is understood on the pool: that may take milliseconds.
+/// A message of more bytes is read on a thread: that may take milliseconds.
 const LONG: usize = 16 << 10;
 
 /// Why a connection ended.
@@ -85,6 +86,8 @@ pub(crate) struct Connection {
     pub(crate) seat: Rc<Seat>,
     pub(crate) daemon: Rc<RefCell<Daemon>>,
     scratch: Rc<RefCell<Scratch>>,
+    /// Counts the socket.
+    charge: Charge,
     pub(crate) inbox: Inbox<Descriptor>,
     /// How long the rest of a message may take to come, in which its descriptors take room here; and
     /// how long the client may read nothing of what is sent to it.
@@ -112,10 +115,13 @@ impl Connection {
             let daemon = daemon.borrow();
             (daemon.patience(), Rc::clone(&daemon.scratch))
         };
+        let charge = seat.account.charge();
+        charge.hold();
         Self {
             id,
             socket,
             seat,
+            charge,
             daemon: Rc::clone(daemon),
             scratch,
             patience,
@@ -153,7 +159,7 @@ impl Connection {
         self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
         // What is still unread in it may be the last of a descriptor that takes its time to close.
         if let Ok(socket) = self.socket.into_std() {
-            self.daemon.borrow().closer().close(socket.into());
+            self.charge.close(socket.into());
         }
         drop(turn);
     }
@@ -185,7 +191,8 @@ impl Connection {
                 if let Some(end) = self.end() {
                     return Err(end);
                 }
-                if !self.is_reading() || !self.read()? {
+                let is_reading = self.is_reading() && !self.seat.waits_for_room();
+                if !is_reading || !self.read()? {
                     return Ok(Work::Done);
                 }
             }
@@ -235,7 +242,8 @@ impl Connection {
         while !(began && turn.is_over()) {
             {
                 let mut state = self.seat.state.borrow_mut();
-                if state.outbox.len() > MUCH_TO_SEND || state.fds > MAX_DESCRIPTORS {
+                let most = if self.seat.account.is_full() { 0 } else { MAX_DESCRIPTORS };
+                if state.outbox.len() > MUCH_TO_SEND || state.unread.count() > most {
                     return Ok(began);
                 }
                 match &state.call {
@@ -267,13 +275,11 @@ impl Connection {
         if self.inbox.next_len()?.is_none_or(|len| len <= LONG) {
             return self.inbox.next_call();
         }
-        let mut inbox = mem::replace(&mut self.inbox, Inbox::for_calls());
-        let understood = spawn_blocking(move || {
-            let call = inbox.next_call();
-            (inbox, call)
-        });
-        // Fails only when the daemon ends, and everything with it.
-        let Ok((inbox, call)) = understood.await else { return Ok(None) };
+        let inbox = mem::replace(&mut self.inbox, Inbox::for_calls());
+        let reader = self.daemon.borrow().reader.clone();
+        // None only when the daemon ends, and everything with it.
+        let read = reader.next_call(self.seat.account.uid(), inbox).await;
+        let Some((inbox, call)) = read else { return Ok(None) };
         self.inbox = inbox;
         call
     }
@@ -322,13 +328,13 @@ impl Connection {
         while !(sent && turn.is_over()) {
             let mut confirmed = false;
             {
-                let state = &mut *self.seat.state.borrow_mut();
-                if state.outbox.is_empty() {
+                let State { outbox, unread, call, .. } = &mut *self.seat.state.borrow_mut();
+                if outbox.is_empty() {
                     self.read_by = None;
                     return Ok(sent);
                 }
                 let bytes = &mut self.scratch.borrow_mut().write;
-                let fds = state.outbox.next_send(bytes, PIECE);
+                let fds = outbox.next_send(bytes, PIECE);
                 step("before a send");
                 let sending = self.send(bytes, fds);
                 step("after a send");
@@ -342,12 +348,12 @@ impl Connection {
                     Err(error) => return Err(error.into()),
                 };
                 self.again_at = None;
-                state.outbox.advance(count, |frame, left| {
+                outbox.advance(count, |frame, left| {
                     confirmed |= left == Left::Confirm;
-                    state.fds -= frame.fds.len();
+                    unread.remove(frame.fds.len());
                 });
                 if confirmed {
-                    state.call = Current::None;
+                    *call = Current::None;
                 }
             }
             sent = true;
@@ -380,10 +386,16 @@ impl Connection {
     async fn wait(&mut self) -> Result<(), End> {
         let (sending, idle) = self.is_sending_or_idle();
         let reading = self.is_reading();
+        if !reading {
+            // Others can use it.
+            drop(self.seat.take_room());
+        }
         self.set_deadlines(idle, sending);
         let sending = sending && self.again_at.is_none();
-        // Behind an unfinished call, or when the client sends no more, no read sees it go.
+        // Behind an unfinished call, or when the client sends no more, no read sees it go. What it has
+        // sent before it went is still to be read, when there is room.
         let glance = (!reading && !sending).then(|| Instant::now() + GLANCE);
+        let reading = reading && !self.seat.waits_for_room();
         let whole_by = self.whole_by.map(|(by, _)| by);
         let overdue = [whole_by, self.read_by, self.again_at, glance].into_iter().flatten().min();
         let event = async {
@@ -416,16 +428,27 @@ impl Connection {
         if is_hung_up(&self.socket) { Err(End::Closed) } else { Ok(()) }
     }
 
-    /// Reads once. Whether something has come, be it the end.
+    /// Reads once, if there is room for what comes. If not, the connection is woken when there is some,
+    /// and what the client has sent waits in the kernel meanwhile. Whether something has come, be it the
+    /// end.
     fn read(&mut self) -> Result<bool, End> {
-        let mut scratch = self.scratch.borrow_mut();
-        let Scratch { read: buffer, fds, .. } = &mut *scratch;
+        let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
+        // Kept until what has come counts itself.
+        let room = self.seat.take_room();
+        let room = room.or_else(|| self.daemon.borrow().line.room(&self.seat.account, need));
+        let scratch = Rc::clone(&self.scratch);
+        let Scratch { read: buffer, fds, .. } = &mut *scratch.borrow_mut();
         step("before a receive");
-        let received =
-            self.socket.try_io(Interest::READABLE, || socket::receive(&self.socket, buffer, fds));
+        let received = self.socket.try_io(Interest::READABLE, || match &room {
+            Some(_) => socket::receive(&self.socket, buffer, fds).map(Some),
+            None => socket::receive_without_descriptors(&self.socket, buffer),
+        });
         step("after a receive");
-        let closer = self.daemon.borrow().closer().clone();
-        let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &closer));
+        let Some(received) = received.transpose() else {
+            self.daemon.borrow_mut().await_room(self.id, &self.seat, need);
+            return Ok(false);
+        };
+        let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {
                 self.inbox.feed(&buffer[..count], fds)?;

@@ -2,28 +2,34 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::closer::Closer;
+use crate::ledger::{Account, Charge};
 
-/// An open descriptor that is closed away from the event loop, whoever drops it last: the last close
-/// of a file may wait for a server that is dead.
+/// An open descriptor that is counted, and closed away from the event loop, whoever drops it last: the
+/// last close of a file may wait for a server that is dead.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
     /// There until the drop.
-    fd: Option<OwnedFd>,
-    closer: Closer,
+    inner: Option<(OwnedFd, Charge)>,
 }
 
 impl Descriptor {
-    /// Owns the descriptor from here on.
-    pub(crate) fn new(fd: OwnedFd, closer: &Closer) -> Self {
-        Self { fd: Some(fd), closer: closer.clone() }
+    /// Owns the descriptor from here on, and counts it to a user.
+    pub(crate) fn new(fd: OwnedFd, account: &Account) -> Self {
+        Self { inner: Some((fd, account.charge())) }
+    }
+
+    /// Is the stash's from here on, which counts it itself.
+    pub(crate) fn hold(&self) {
+        if let Some((_, charge)) = &self.inner {
+            charge.hold();
+        }
     }
 }
 
 impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.fd {
-            Some(fd) => fd.as_fd(),
+        match &self.inner {
+            Some((fd, _)) => fd.as_fd(),
             None => unreachable!("a descriptor is there until its drop"),
         }
     }
@@ -31,8 +37,8 @@ impl AsFd for Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Some(fd) = self.fd.take() {
-            self.closer.close(fd);
+        if let Some((fd, charge)) = self.inner.take() {
+            charge.close(fd);
         }
     }
 }

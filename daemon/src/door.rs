@@ -77,6 +77,7 @@ impl Door {
             }
         };
         let peer = who.peer;
+        let account = self.daemon.borrow().account(&who);
         let admitted = self.daemon.borrow_mut().connect(who);
         match admitted {
             Ok((id, seat)) => {
@@ -88,7 +89,7 @@ impl Door {
                 self.remind(&refusal.to_string());
                 refuse(&socket, &reply::write(Err(refusal), false));
                 if let Ok(socket) = socket.into_std() {
-                    self.daemon.borrow().closer().close(socket.into());
+                    account.charge().close(socket.into());
                 }
             }
         }

@@ -24,10 +24,10 @@ use rustix::{
 };
 
 use crate::{
-    closer::Closer,
     descriptor::Descriptor,
     errno,
     inspect::{DSYNC, facts, identity, is_hung_up, look, proc_path, target},
+    ledger::Account,
     place::{self, Found},
     process,
     steps::step,
@@ -52,29 +52,48 @@ impl Failed {
     }
 }
 
+/// What is told of a table that is full.
+const NO_ROOM: &str =
+    "the daemon has no descriptors left: reopen fewer at a time, or have some closed";
+
+/// That files are not opened for which there will be no room.
+pub(crate) fn no_room() -> OpenFailure {
+    unopened(Errno::MFILE, NO_ROOM)
+}
+
+/// That files are not opened because the machine has no thread for it.
+pub(crate) fn no_thread() -> OpenFailure {
+    unopened(Errno::AGAIN, "the machine has no thread left to open it with, try again later")
+}
+
+fn unopened(errno: Errno, message: &str) -> OpenFailure {
+    let (number, errno_name) = (errno.raw_os_error(), errno::name(errno));
+    OpenFailure { at: 0, errno: number, errno_name, message: message.to_owned() }
+}
+
 /// Opens all of them, each as often and for such access as is asked for, or none.
 pub(crate) fn open_all(
     openings: &[Opening<Descriptor>],
-    closer: &Closer,
+    account: &Account,
 ) -> Result<Vec<Vec<Inspected<Descriptor>>>, OpenFailure> {
     let open_one = |(at, opening): (usize, &Opening<Descriptor>)| {
-        open_each(opening, closer).map_err(|failed| failure(at, opening, &failed))
+        open_each(opening, account).map_err(|failed| failure(at, opening, &failed))
     };
     openings.iter().enumerate().map(open_one).collect()
 }
 
 fn open_each(
     opening: &Opening<Descriptor>,
-    closer: &Closer,
+    account: &Account,
 ) -> Result<Vec<Inspected<Descriptor>>, Failed> {
-    let opened = open_with(opening.rights, opening, closer);
+    let opened = open_with(opening.rights, opening, account);
     let may_not = |failed: &Failed| {
         failed.verdict.is_none() && matches!(failed.errno, Errno::ACCESS | Errno::PERM)
     };
     match opened {
         Err(failed) if opening.rights == Rights::Daemon && may_not(&failed) => {
             // Nobody gets more by that: it is the asker's own right. Why the daemon may not, is told.
-            open_with(Rights::Asker, opening, closer).map_err(|_| failed)
+            open_with(Rights::Asker, opening, account).map_err(|_| failed)
         }
         opened => opened,
     }
@@ -83,7 +102,7 @@ fn open_each(
 fn open_with(
     rights: Rights,
     opening: &Opening<Descriptor>,
-    closer: &Closer,
+    account: &Account,
 ) -> Result<Vec<Inspected<Descriptor>>, Failed> {
     // Once: what is kept and what is handed out are the same file.
     let found = find(opening)?;
@@ -100,7 +119,7 @@ fn open_with(
         let asker = &opening.asker;
         let (fd, file) = with(rights, asker, || open_file(opening, source, access, &held))?;
         step("after an open");
-        let fd = Descriptor::new(fd, closer);
+        let fd = Descriptor::new(fd, account);
         let facts = facts(fd.as_fd(), &file, target.clone())?;
         Ok(Inspected { fd, facts })
     };
@@ -310,7 +329,7 @@ fn failure(at: usize, opening: &Opening<Descriptor>, failed: &Failed) -> OpenFai
                 "{meaning} for the daemon, unless its unit names the directory in ReadWritePaths="
             )
         }
-        (Errno::MFILE | Errno::NFILE, _) => "the daemon has no descriptors left".to_owned(),
+        (Errno::MFILE | Errno::NFILE, _) => NO_ROOM.to_owned(),
         (Errno::PERM | Errno::ACCESS, Rights::Asker) => {
             format!("{meaning} with the rights of uid {}", opening.asker.peer.uid)
         }

@@ -13,17 +13,19 @@
 use std::os::fd::AsFd;
 
 use anyhow::Result;
-use fdstash_proto::Kind;
-use fdstash_stash::{Facts, Number};
+use fdstash_proto::{Call, Gift, Kind, Refusal};
+use fdstash_stash::{Facts, Inspected, Number};
 use rustix::{
     net::{SocketAddrAny, getpeername, getsockname},
     process::getpid,
 };
 
 use crate::{
+    descriptor::Descriptor,
     inherited::{Inherited, number},
     inspect::{identity, kind, look},
     lasting::Lasting,
+    run::Daemon,
     systemd::Notify,
 };
 
@@ -93,6 +95,23 @@ impl Own {
         let peer = getpeername(&fd).ok().flatten();
         let is_ours = || self.address.is_some() && getsockname(&fd).ok() == self.address;
         is_ours() || peer.is_some() && (peer == self.address || peer == self.manager)
+    }
+}
+
+impl Daemon {
+    /// Why a call is refused that gives what is this daemon's own, if it does.
+    pub(crate) fn own_among(&self, call: &Call<Inspected<Descriptor>>) -> Option<Refusal> {
+        let Call::Give { gifts, .. } = call else { return None };
+        let is_own = |gift: &Gift<Inspected<Descriptor>>| {
+            let Inspected { fd, facts } = &gift.fd;
+            self.own.has(fd, facts)
+                || self
+                    .mirror
+                    .as_ref()
+                    .is_some_and(|mirror| mirror.has((facts.device, facts.inode)))
+        };
+        let at = gifts.iter().position(is_own)?;
+        Some(Refusal::InvalidParameter { parameter: format!("entries[{at}].fileDescriptor") })
     }
 }
 

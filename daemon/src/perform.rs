@@ -1,15 +1,16 @@
 //! Effects carried out, from first to last, without knowing why.
 
-use std::{rc::Rc, sync::Arc};
+use std::sync::Arc;
 
 use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
 use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
-use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::{
     descriptor::Descriptor,
     inherited::number,
-    open::open_all,
+    ledger::Need,
+    open::no_room,
+    opener::{self, BESIDE},
     run::{Daemon, Input, mirror_one, with_drift},
     seat::Answered,
     steps::step,
@@ -85,26 +86,27 @@ impl Daemon {
         })
     }
 
-    /// Opens on the blocking pool, on few of its threads for each user; what comes of it comes back as an
-    /// input, in a turn of the user's.
-    fn open(&self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
+    /// Opens on threads, when there is room; what comes of it comes back as an input.
+    fn open(&mut self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
         let Some(seat) = self.seats.get(&by) else { return };
-        let (user, seat) = (Rc::clone(&seat.user), Rc::downgrade(seat));
-        let (inputs, closer) = (self.inputs.clone(), self.closer().clone());
-        spawn_local(async move {
-            let Some(opener) = user.opener().await else { return };
-            if seat.strong_count() == 0 {
-                // Nobody waits for it any more.
-                return;
-            }
-            let opened = spawn_blocking(move || open_all(&openings, &closer)).await;
-            drop(opener);
-            // It fails, and so does what follows, only when the daemon ends, and everything with it.
-            let Ok(outcome) = opened else { return };
-            let mut turn = user.turn().await;
-            let _ = inputs.send(Input::Opened(by, outcome));
-            turn.let_others().await;
-        });
+        let account = seat.account.clone();
+        let mut gifts = account.load();
+        gifts.add(seat.gifts.take());
+        let count = openings.iter().map(|opening| opening.wanted().count().max(1)).sum::<usize>();
+        let need = Need::Open(count + BESIDE);
+        let (opener, inputs) = (self.opener.clone(), self.inputs.clone());
+        let of = account.clone();
+        let open = move |room| {
+            let account = of;
+            opener.open(opener::Call { by, openings, account, inputs, gifts, room });
+        };
+        if let Some(room) = self.line.room(&account, need) {
+            open(room);
+        } else if account.will_fit(need) {
+            self.line.wait(by, &account, need, open);
+        } else {
+            self.pending.push_back(Input::Opened(by, Err(no_room())));
+        }
     }
 
     /// Tells watchers of a change, in a message that is written once.

@@ -31,8 +31,11 @@ impl Connection {
         let Carried { id, mode, doing, lost, bytes, .. } = carried;
         let call = call_of(&doing, mode);
         let who = peer::who(&socket).unwrap_or_else(|_| peer::nobody());
-        let user = daemon.borrow_mut().users.get(who.peer.uid);
-        let seat = Rc::new(Seat::at(who.clone(), user, call, lost));
+        let (user, account) = {
+            let mut daemon = daemon.borrow_mut();
+            (daemon.users.get(who.peer.uid), daemon.account(&who))
+        };
+        let seat = Rc::new(Seat::at(who.clone(), user, account, call, lost));
         daemon.borrow_mut().resume(id, who, doing, &seat);
         let resumed = UnixStream::from_std(socket.into()).and_then(|socket| {
             let mut connection = Self::new(id, socket, seat, daemon);

@@ -16,14 +16,15 @@ use fdstash_stash::{Carried, Details, Effects, Kept, Number, Replay, Stash};
 
 use crate::{
     args::Config,
-    closer::Closer,
     descriptor::Descriptor,
     heart::Heart,
     inherited::{Inherited, number},
     journal,
     keeper::Start,
     lasting::Lasting,
+    ledger::{Ledger, ROOT},
     mirror::bundle,
+    peer,
     steps::step,
 };
 
@@ -50,6 +51,7 @@ pub(crate) struct Restored {
     pub(crate) effects: Effects<Descriptor>,
     /// The connections that go on.
     pub(crate) connections: Vec<Connected>,
+    pub(crate) ledger: Ledger,
     /// What the service manager has been given to store, by whomever. Not dropped where this server
     /// fails: the next one comes back to that too, if there is no journal yet.
     pub(crate) bundles: ManuallyDrop<Vec<OwnedFd>>,
@@ -117,15 +119,18 @@ fn close_all(fds: Vec<OwnedFd>) -> Result<()> {
 }
 
 /// Restores what is left.
-pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer) -> Restored {
+pub(crate) fn restore(left: Left, config: &Config, heart: Heart, ledger: Ledger) -> Restored {
     let Left { replay, carried, mut open, foreign, bundles, closed } = left;
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
     for carried in carried {
-        let fds = carried.fds.iter().map(|number| Some(Descriptor::new(claim(*number)?, closer)));
+        let socket = claim(carried.number);
+        let who = socket.as_ref().and_then(|socket| peer::who(socket).ok());
+        let account = ledger.account(who.map_or(ROOT, |who| who.peer.uid));
+        let fds = carried.fds.iter().map(|number| Some(Descriptor::new(claim(*number)?, &account)));
         let fds = fds.collect::<Option<Vec<_>>>();
         // Without one of them, the others would be taken for what they are not.
-        let (Some(socket), Some(fds)) = (claim(carried.number), fds) else { continue };
+        let (Some(socket), Some(fds)) = (socket, fds) else { continue };
         connections.push(Connected { carried, socket, fds });
     }
     let (mut back, mut missing) = (0, 0);
@@ -141,12 +146,16 @@ pub(crate) fn restore(left: Left, config: &Config, heart: Heart, closer: &Closer
                 tracing::error!(%name, number = *kept.fd, "a kept descriptor is not there");
             }
         }
-        fd.map(|fd| Arc::new(Descriptor::new(fd, closer)))
+        fd.map(|fd| {
+            let fd = Descriptor::new(fd, &ledger.account(kept.details.giver.uid));
+            fd.hold();
+            Arc::new(fd)
+        })
     };
     let (stash, effects) = Stash::restore(config.limits, Keeper::Process, replay, claim_kept);
     step("after a restore");
     let stash = ManuallyDrop::new(stash);
-    Restored { stash, effects, connections, bundles, foreign, closed, back, missing }
+    Restored { stash, effects, connections, ledger, bundles, foreign, closed, back, missing }
 }
 
 /// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Gift, Keeper, Name, Pattern, Peer, Refusal};
+use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Peer, Refusal};
 use fdstash_stash::{
     ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash, Who,
 };
@@ -26,7 +26,6 @@ use tokio::{
 use crate::{
     args::Config,
     clock::{self, Alarm},
-    closer::Closer,
     connection::{Connection, End},
     descriptor::Descriptor,
     handover::Pause,
@@ -35,9 +34,13 @@ use crate::{
     inspect::flags_now,
     journal::Journal,
     lasting::Lasting,
+    ledger::Ledger,
+    line::Line,
     mirror::Old,
+    opener::Opener,
     own::Own,
     policy,
+    reader::Reader,
     reminder::{Reminder, Reminders},
     restore::{Restored, rewrite},
     seat::{Scratch, Seat},
@@ -85,12 +88,16 @@ pub(crate) struct Daemon {
     pub(crate) reminder: Reminder,
     /// Speaks when somebody is hung up on.
     complaints: Reminders,
-    closer: Closer,
+    pub(crate) ledger: Ledger,
+    /// Who waits for room.
+    pub(crate) line: Line,
+    pub(crate) opener: Opener,
+    pub(crate) reader: Reader,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
     pub(crate) mirror: Option<DaemonsMirror>,
     /// What nobody may give it.
-    own: Own,
+    pub(crate) own: Own,
     status: Status,
     /// The generation of the rules that it goes by.
     rules_of: u64,
@@ -111,8 +118,17 @@ impl Daemon {
         restored: Restored,
         status: Status,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
-        let Restored { stash, effects, connections, bundles, foreign, closed, back, missing } =
-            restored;
+        let Restored {
+            stash,
+            effects,
+            connections,
+            ledger,
+            bundles,
+            foreign,
+            closed,
+            back,
+            missing,
+        } = restored;
         let (inputs, received) = mpsc::unbounded_channel();
         let mut journal = Journal::open(&lasting.journal).context("opening the journal")?;
         rewrite(&mut journal, &stash).context("writing the journal anew")?;
@@ -129,7 +145,10 @@ impl Daemon {
             pending: VecDeque::new(),
             reminder: Reminder::default(),
             complaints: Reminders::default(),
-            closer: Closer::new(Handle::current()),
+            line: Line::new(ledger.clone()),
+            ledger,
+            opener: Opener::new(Handle::current()),
+            reader: Reader::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
             mirror: None,
@@ -178,6 +197,14 @@ impl Daemon {
         spawn_local(async move {
             while let Some(input) = inputs.recv().await {
                 of_pool.borrow_mut().handle(input);
+                yield_now().await;
+            }
+        });
+        let (of_line, ledger) = (Rc::clone(daemon), daemon.borrow().ledger.clone());
+        spawn_local(async move {
+            loop {
+                ledger.freed().await;
+                of_line.borrow_mut().line.serve();
             }
         });
         let (of_alarm, alarm) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().alarm));
@@ -215,17 +242,25 @@ impl Daemon {
             let effects = match input {
                 Input::Call(by, call) => self.call(by, call),
                 Input::Misunderstood(by, refusal) => self.stash.misunderstood(by, refusal),
-                Input::Opened(by, outcome) => self.stash.opened(by, outcome, now),
+                Input::Opened(by, outcome) => {
+                    outcome.iter().flatten().flatten().for_each(|file| file.fd.hold());
+                    self.stash.opened(by, outcome, now)
+                }
                 Input::Sent(by) => self.stash.sent(by, now),
                 Input::Unsent(by) => self.stash.unsent(by, now),
                 Input::Disconnected(by) => {
                     self.pause.forget(by);
-                    self.seats.remove(&by);
+                    self.forget(by);
                     self.all_gone.notify_one();
                     self.stash.disconnect(by, now)
                 }
                 Input::HungUp(id) => self.stash.hung_up(id, now),
-                Input::Rules(rules) => self.stash.set_rules(rules, now),
+                Input::Rules(rules) => {
+                    let effects = self.stash.set_rules(rules, now);
+                    // Each user has what the rules now say.
+                    self.seats.values().for_each(|seat| drop(self.account(&seat.who)));
+                    effects
+                }
                 Input::Tick => {
                     // The alarm that rang is off.
                     self.alarm_at = None;
@@ -272,8 +307,14 @@ impl Daemon {
 
     /// Gives a connection a seat, or says why there is none.
     pub(crate) fn connect(&mut self, who: Who) -> Result<(ConnectionId, Rc<Seat>), Refusal> {
+        let account = self.account(&who);
+        if account.is_full_of_closes() {
+            let value = i64::try_from(account.most()).unwrap_or(i64::MAX);
+            return Err(Refusal::LimitExceeded { limit: "descriptorsPerUser".into(), value });
+        }
         let id = self.stash.connect(who.clone())?;
-        let seat = Rc::new(Seat::new(who.clone(), self.users.get(who.peer.uid)));
+        let user = self.users.get(who.peer.uid);
+        let seat = Rc::new(Seat::new(who, user, account));
         self.seats.insert(id, Rc::clone(&seat));
         self.count();
         Ok((id, seat))
@@ -292,6 +333,18 @@ impl Daemon {
         } else {
             tracing::debug!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
         }
+    }
+
+    /// Makes the threads that are always there.
+    pub(crate) fn start_threads(&self) {
+        self.ledger.closer().start();
+        self.opener.start();
+    }
+
+    fn forget(&mut self, by: ConnectionId) {
+        let Some(seat) = self.seats.remove(&by) else { return };
+        self.line.forget(by, seat.account.uid());
+        self.opener.forget(by, seat.account.uid());
     }
 
     /// The next entries that a connection may see, with the flags that have drifted.
@@ -324,11 +377,6 @@ impl Daemon {
         }
     }
 
-    /// Who closes what is held no longer.
-    pub(crate) fn closer(&self) -> &Closer {
-        &self.closer
-    }
-
     /// How long a client may leave a message half sent, or an answer unread.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
@@ -344,6 +392,7 @@ impl Daemon {
         if let Some(refusal) = self.own_among(&call) {
             return self.stash.misunderstood(by, refusal);
         }
+        self.hold_gifts(by, &call);
         // All that can fail comes before all that changes. For what adds nothing, there is room.
         let added = self.stash.weight_of(&call);
         let needed = if added > 0 { self.stash.weight().promised + added } else { 0 };
@@ -353,21 +402,6 @@ impl Daemon {
             return self.stash.misunderstood(by, Refusal::NotDurable { reason });
         }
         self.stash.call(by, call, clock::now())
-    }
-
-    /// Why a call is refused that gives what is this daemon's own, if it does.
-    fn own_among(&self, call: &Call<Inspected<Descriptor>>) -> Option<Refusal> {
-        let Call::Give { gifts, .. } = call else { return None };
-        let is_own = |gift: &Gift<Inspected<Descriptor>>| {
-            let Inspected { fd, facts } = &gift.fd;
-            self.own.has(fd, facts)
-                || self
-                    .mirror
-                    .as_ref()
-                    .is_some_and(|mirror| mirror.has((facts.device, facts.inode)))
-        };
-        let at = gifts.iter().position(is_own)?;
-        Some(Refusal::InvalidParameter { parameter: format!("entries[{at}].fileDescriptor") })
     }
 }
 

@@ -12,7 +12,11 @@ use fdstash_proto::{Entry, Frame, Mode, Name, Notice, Outbox, Pattern, Refusal, 
 use fdstash_stash::Who;
 use tokio::sync::Notify;
 
-use crate::{descriptor::Descriptor, turns::User};
+use crate::{
+    descriptor::Descriptor,
+    ledger::{Account, Load, Room},
+    turns::User,
+};
 
 /// With so many bytes yet to leave, changes are counted for a watcher and no longer told.
 const TOO_MUCH_TO_TELL: usize = 1 << 20;
@@ -47,7 +51,13 @@ pub(crate) struct Seat {
     pub(crate) who: Who,
     /// Whom its turns are of.
     pub(crate) user: Rc<User>,
+    /// To whom its descriptors count.
+    pub(crate) account: Account,
     pub(crate) state: RefCell<State>,
+    /// Room to read with, where that has to be waited for.
+    grant: RefCell<Grant>,
+    /// How many descriptors came with the call that it is at.
+    pub(crate) gifts: Cell<usize>,
     /// Wakes the task, when something else than its socket has news for it.
     news: Notify,
     /// The task is at work, and sees the news anyway.
@@ -57,14 +67,26 @@ pub(crate) struct Seat {
 pub(crate) struct State {
     pub(crate) outbox: Outbox<Arc<Descriptor>, Left>,
     pub(crate) call: Current,
-    /// How many descriptors are in the outbox.
-    pub(crate) fds: usize,
+    /// The descriptors that are in the outbox.
+    pub(crate) unread: Load,
     /// Whether the connection is to close, as soon as its answers have left.
     pub(crate) closing: bool,
     /// Whether it is to close, whatever it is at.
     pub(crate) is_cut: bool,
     /// Changes that a watcher was not told of.
     pub(crate) lost: u64,
+}
+
+/// How far it is with room to read.
+#[derive(Default)]
+enum Grant {
+    /// It has not asked.
+    #[default]
+    None,
+    /// It waits for some.
+    Waiting,
+    /// It has some.
+    Room(Room),
 }
 
 /// What the stash wants to know when an answer has left.
@@ -130,16 +152,24 @@ impl State {
 }
 
 impl Seat {
-    pub(crate) fn new(who: Who, user: Rc<User>) -> Self {
-        Self::at(who, user, Current::None, 0)
+    pub(crate) fn new(who: Who, user: Rc<User>, account: Account) -> Self {
+        Self::at(who, user, account, Current::None, 0)
     }
 
     /// One that is at a call already, and was not told of so many changes.
-    pub(crate) fn at(who: Who, user: Rc<User>, call: Current, lost: u64) -> Self {
-        let outbox = Outbox::new();
-        let state = State { outbox, call, fds: 0, closing: false, is_cut: false, lost };
-        let (news, awake) = (Notify::new(), Cell::new(false));
-        Self { who, user, state: RefCell::new(state), news, awake }
+    pub(crate) fn at(who: Who, user: Rc<User>, account: Account, call: Current, lost: u64) -> Self {
+        let (outbox, unread) = (Outbox::new(), account.load());
+        let state = State { outbox, call, unread, closing: false, is_cut: false, lost };
+        Self {
+            who,
+            user,
+            account,
+            state: RefCell::new(state),
+            grant: RefCell::default(),
+            gifts: Cell::new(0),
+            news: Notify::new(),
+            awake: Cell::new(false),
+        }
     }
 
     /// Answers the connection's call. Whether what is handed out will not leave, because the call
@@ -166,7 +196,7 @@ impl Seat {
         }
         let left = if confirm { Left::Confirm } else { Left::Nothing };
         let frame = reply::write(outcome, continues);
-        state.fds += frame.fds.len();
+        state.unread.add(frame.fds.len());
         state.outbox.push(frame, left);
         self.wake();
         Answered::Sending
@@ -207,6 +237,35 @@ impl Seat {
         let state = self.state.borrow();
         let is_answering = matches!(state.call, Current::Listing(..) | Current::Leaving);
         state.outbox.is_empty() && !is_answering
+    }
+
+    /// Whether it waits for room to read.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        matches!(*self.grant.borrow(), Grant::Waiting)
+    }
+
+    /// Has it wait for room.
+    pub(crate) fn await_room(&self) {
+        *self.grant.borrow_mut() = Grant::Waiting;
+    }
+
+    /// Gives it the room that it waits for.
+    pub(crate) fn grant(&self, room: Room) {
+        *self.grant.borrow_mut() = Grant::Room(room);
+        self.wake();
+    }
+
+    /// The room that it was given.
+    pub(crate) fn take_room(&self) -> Option<Room> {
+        let mut grant = self.grant.borrow_mut();
+        match mem::take(&mut *grant) {
+            Grant::Room(room) => Some(room),
+            Grant::None => None,
+            Grant::Waiting => {
+                *grant = Grant::Waiting;
+                None
+            }
+        }
     }
 
     /// Waits for news from elsewhere than the socket.

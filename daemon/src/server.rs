@@ -20,12 +20,12 @@ use tokio::{
 
 use crate::{
     args::Config,
-    closer::Closer,
     door::Door,
     handover,
     heart::{Heart, Pulse, State, Wish},
     keeper::Start,
     lasting::Lasting,
+    ledger::Ledger,
     listen::Place,
     peer, process,
     restore::{self, Restored},
@@ -77,7 +77,8 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
         .build_local(LocalOptions::default())
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
-        let restored = restore::restore(left, config, heart, &Closer::new(Handle::current()));
+        let ledger = Ledger::new(config.table, Handle::current());
+        let restored = restore::restore(left, config, heart, ledger);
         serve(lasting, config, heart, start, restored).await
     });
     // A close or an open that hangs shall not keep the process.
@@ -105,6 +106,7 @@ async fn serve(
     step("before the door opens");
     spawn_local(beat(heart));
     Daemon::listen_to_itself(&daemon, received);
+    daemon.borrow().start_threads();
     tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
     let mut door = Open::door(lasting, &daemon)?;
     let reporting = spawn_local(reporting);

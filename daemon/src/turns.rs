@@ -12,17 +12,13 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit},
+    sync::{Mutex, MutexGuard},
     task::yield_now,
 };
 
 /// How long a turn goes on: what has been begun by then is its last. Enough for some calls, and many times
 /// what it takes to let others have theirs.
 const TURN: Duration = Duration::from_micros(100);
-
-/// How many calls of a user may be at opening files at a time, each on a thread of the pool, which has
-/// 512: an open may hang for as long as a file server does.
-const OPENERS: usize = 32;
 
 /// The users who are connected, by number.
 #[derive(Default)]
@@ -36,7 +32,7 @@ impl Users {
         }
         self.0.retain(|_, user| user.strong_count() > 0);
         let turn = Mutex::new(Instant::now() + TURN);
-        let user = Rc::new(User { turn, openers: Semaphore::new(OPENERS) });
+        let user = Rc::new(User { turn });
         self.0.insert(uid, Rc::downgrade(&user));
         user
     }
@@ -47,7 +43,6 @@ pub(crate) struct User {
     /// When the turn ends or has ended. Whoever has it locked is served; those who wait for that get it in
     /// the order in which they came.
     turn: Mutex<Instant>,
-    openers: Semaphore,
 }
 
 impl User {
@@ -65,11 +60,6 @@ impl User {
             *turn.0 = now + TURN;
         }
         turn
-    }
-
-    /// Waits until one more call may open files. None only if nothing more is to be opened by anybody.
-    pub(crate) async fn opener(&self) -> Option<SemaphorePermit<'_>> {
-        self.openers.acquire().await.ok()
     }
 }
 

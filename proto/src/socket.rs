@@ -61,6 +61,31 @@ pub fn receive(
     Ok(if message.bytes == 0 { Received::End } else { Received::Bytes(message.bytes) })
 }
 
+/// Reads once into `buffer`, if no descriptors come with what stands there; else nothing is read, and
+/// there is nothing to tell. So who has no room for descriptors goes on with what brings none.
+///
+/// # Errors
+///
+/// What `recvmsg` fails with; an interrupted one is tried again.
+pub fn receive_without_descriptors(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+) -> io::Result<Option<Received>> {
+    // A read that has no room for descriptors says that there were some; and one that only looks
+    // leaves them where they are.
+    let look = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+    let message = rustix::io::retry_on_intr(|| {
+        let mut parts = [IoSliceMut::new(buffer)];
+        recvmsg(&socket, &mut parts, &mut RecvAncillaryBuffer::default(), look)
+    })?;
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        return Ok(None);
+    }
+    // No more than that: behind it there may be descriptors.
+    let seen = &mut buffer[..message.bytes];
+    receive(socket, seen, &mut Vec::new()).map(Some)
+}
+
 /// Sends once, and tells how many bytes the kernel accepted; if it accepted one, all descriptors
 /// are on their way. It only borrows them. On a non-blocking socket it does not wait.
 ///

@@ -5,6 +5,7 @@
 //! Nothing here sleeps but [`wait_until`], and descriptors are compared by [`identity`] or by what
 //! comes through them, never by number.
 
+mod cgroup;
 mod daemon;
 mod fuse;
 mod group;
@@ -31,6 +32,7 @@ use std::{
 use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
+    cgroup::Cgroup,
     daemon::{Builder, Daemon},
     fuse::{Fuse, Opens},
     group::Group,

@@ -1,0 +1,62 @@
+//! [`Reader`]: reads messages that are so long that it takes milliseconds, on threads, so that nobody
+//! else waits for it.
+
+use std::time::Duration;
+
+use fdstash_proto::{Hangup, Inbox, Incoming};
+use tokio::{runtime::Handle, sync::oneshot};
+
+use crate::{
+    descriptor::Descriptor,
+    pool::{Bounds, Job, Pool},
+};
+
+/// It computes and waits for nothing, so a few are enough.
+const BOUNDS: Bounds = Bounds {
+    name: "read",
+    most: 4,
+    most_of_one: 1,
+    share: 1,
+    is_hurried: true,
+    // Without a thread the loop does it.
+    gives_up: Duration::from_secs(1),
+};
+
+/// Reads long messages. A clone is the same reader.
+#[derive(Clone)]
+pub(crate) struct Reader(Pool<Reading>);
+
+struct Reading {
+    inbox: Inbox<Descriptor>,
+    then: oneshot::Sender<Read>,
+}
+
+/// What has come, without its next call; and that.
+type Read = (Inbox<Descriptor>, Result<Option<Incoming<Descriptor>>, Hangup>);
+
+impl Reader {
+    /// A reader whose threads a runtime watches.
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self(Pool::new(BOUNDS, runtime))
+    }
+
+    /// Takes the next call out of what has come from a user. None only when the daemon ends.
+    pub(crate) async fn next_call(&self, uid: u32, inbox: Inbox<Descriptor>) -> Option<Read> {
+        let (then, read) = oneshot::channel();
+        self.0.push(uid, Reading { inbox, then });
+        read.await.ok()
+    }
+}
+
+impl Job for Reading {
+    fn work(self) {
+        let Self { mut inbox, then } = self;
+        let call = inbox.next_call();
+        // Whoever asked has gone, if nobody takes it.
+        let _ = then.send((inbox, call));
+    }
+
+    fn give_up(self) {
+        self.work();
+    }
+}
