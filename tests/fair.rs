@@ -161,7 +161,7 @@ fn a_list_in_one_message_is_whole_while_others_are_served() {
         return skipped("it takes root to be more than one user");
     }
     raise_open_files();
-    let daemon = Daemon::spawn();
+    let daemon = Daemon::builder().arg("--user-entries=10000").spawn();
     give_many(&daemon, 5000);
     let mut lists = hostile().run(|| daemon.raw());
     let mut honest = honest().run(|| daemon.client());

@@ -13,7 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Frame, Refusal, reply};
+use fdstash_proto::{Frame, Peer, Refusal, reply};
+use fdstash_stash::{ConnectionId, Doing, Who};
 use rustix::{
     io::Errno,
     net::{SendFlags, SocketFlags, accept_with},
@@ -23,7 +24,15 @@ use tokio::{
     task::{spawn_local, yield_now},
 };
 
-use crate::{connection::Connection, peer, reminder::Reminder, run::Daemon, steps::step};
+use crate::{
+    clock,
+    connection::{Connection, End},
+    peer,
+    reminder::Reminder,
+    run::Daemon,
+    seat::Seat,
+    steps::step,
+};
 
 /// How long to wait where the kernel cannot give a connection for a reason that will pass.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -118,6 +127,45 @@ impl Door {
         if self.reminder.is_due() {
             tracing::warn!(reason, "turning connections away");
         }
+    }
+}
+
+impl Daemon {
+    /// Gives a connection a seat, or says why there is none.
+    pub(crate) fn connect(&mut self, who: Who) -> Result<(ConnectionId, Rc<Seat>), Refusal> {
+        let account = self.account(&who);
+        if account.is_full_of_closes() {
+            let value = i64::try_from(account.most()).unwrap_or(i64::MAX);
+            return Err(Refusal::LimitExceeded { limit: "descriptorsPerUser".into(), value });
+        }
+        let id = self.stash.connect(who.clone())?;
+        let user = self.users.get(who.peer.uid);
+        let seat = Rc::new(Seat::new(who, user, account));
+        self.seats.insert(id, Rc::clone(&seat));
+        self.count();
+        Ok((id, seat))
+    }
+
+    /// Gives a connection its seat back that another server had.
+    pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
+        self.stash.resume(id, who, doing, clock::now());
+        self.seats.insert(id, Rc::clone(seat));
+    }
+
+    /// Tells the log who is hung up on. Whoever breaks the protocol all the time, fills no disk by that.
+    pub(crate) fn complain(&mut self, peer: Peer, reason: &End) {
+        if self.complaints.is_due(peer.uid) {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
+        } else {
+            tracing::debug!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
+        }
+    }
+
+    /// Takes its seat from a connection that has ended, and its place in every line.
+    pub(crate) fn forget(&mut self, by: ConnectionId) {
+        let Some(seat) = self.seats.remove(&by) else { return };
+        self.line.forget(by, seat.account.uid());
+        self.opener.forget(by, seat.account.uid());
     }
 }
 

@@ -17,13 +17,13 @@ use crate::{
 /// a peer's rights.
 pub(crate) const MOST: usize = 448;
 
-/// Those of one user are bounded by its quota, but when it has hung up on what hangs here, it could
-/// begin anew.
+/// How many there may be of one user, and what is left for root, the stash says: also of those that
+/// nobody waits for any more.
 const BOUNDS: Bounds = Bounds {
     name: "open",
     most: MOST,
-    most_of_one: 64,
-    share: 56,
+    most_of_one: MOST,
+    share: 0,
     is_hurried: true,
     gives_up: Duration::from_secs(1),
 };

@@ -13,10 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Peer, Refusal};
-use fdstash_stash::{
-    ConnectionId, Doing, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash, Who,
-};
+use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
+use fdstash_stash::{ConnectionId, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -26,7 +24,7 @@ use tokio::{
 use crate::{
     args::Config,
     clock::{self, Alarm},
-    connection::{Connection, End},
+    connection::Connection,
     descriptor::Descriptor,
     handover::Pause,
     hangups::Hangups,
@@ -87,7 +85,7 @@ pub(crate) struct Daemon {
     /// Speaks when calls are refused for lack of room.
     pub(crate) reminder: Reminder,
     /// Speaks when somebody is hung up on.
-    complaints: Reminders,
+    pub(crate) complaints: Reminders,
     pub(crate) ledger: Ledger,
     /// Who waits for room.
     pub(crate) line: Line,
@@ -282,7 +280,7 @@ impl Daemon {
         self.count();
     }
 
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         let (entries, connections) = (self.stash.count(), self.seats.len());
         self.status.set(Figures { entries, connections });
     }
@@ -305,46 +303,10 @@ impl Daemon {
         }
     }
 
-    /// Gives a connection a seat, or says why there is none.
-    pub(crate) fn connect(&mut self, who: Who) -> Result<(ConnectionId, Rc<Seat>), Refusal> {
-        let account = self.account(&who);
-        if account.is_full_of_closes() {
-            let value = i64::try_from(account.most()).unwrap_or(i64::MAX);
-            return Err(Refusal::LimitExceeded { limit: "descriptorsPerUser".into(), value });
-        }
-        let id = self.stash.connect(who.clone())?;
-        let user = self.users.get(who.peer.uid);
-        let seat = Rc::new(Seat::new(who, user, account));
-        self.seats.insert(id, Rc::clone(&seat));
-        self.count();
-        Ok((id, seat))
-    }
-
-    /// Gives a connection its seat back that another server had.
-    pub(crate) fn resume(&mut self, id: ConnectionId, who: Who, doing: Doing, seat: &Rc<Seat>) {
-        self.stash.resume(id, who, doing, clock::now());
-        self.seats.insert(id, Rc::clone(seat));
-    }
-
-    /// Tells the log who is hung up on. Whoever breaks the protocol all the time, fills no disk by that.
-    pub(crate) fn complain(&mut self, peer: Peer, reason: &End) {
-        if self.complaints.is_due(peer.uid) {
-            tracing::warn!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
-        } else {
-            tracing::debug!(uid = peer.uid, pid = peer.pid, %reason, "hanging up");
-        }
-    }
-
     /// Makes the threads that are always there.
     pub(crate) fn start_threads(&self) {
         self.ledger.closer().start();
         self.opener.start();
-    }
-
-    fn forget(&mut self, by: ConnectionId) {
-        let Some(seat) = self.seats.remove(&by) else { return };
-        self.line.forget(by, seat.account.uid());
-        self.opener.forget(by, seat.account.uid());
     }
 
     /// The next entries that a connection may see, with the flags that have drifted.

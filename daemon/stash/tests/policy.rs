@@ -204,7 +204,7 @@ fn what_a_number_gives_is_for_nobody_who_has_none() {
             allow(&[NONE], &[NONE], &["*"], &Verb::ALL),
             allow(&[], &[40], &["*"], &[Copy]),
         ],
-        reserve: Vec::new(),
+        ..Rules::default()
     };
 
     // Who it is, what it may do, and whether it may give a name that is free.
