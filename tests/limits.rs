@@ -199,6 +199,7 @@ fn a_table_that_is_full_to_the_last_neither_ends_the_daemon_nor_makes_it_spin() 
     // Who is in is served, as far as it takes no descriptor.
     assert_eq!(client.list(&pattern("*")).unwrap().len(), 1);
     drop((hoarders, client));
+    wait_until(SOON, || daemon.client().statistics().is_ok());
     daemon.settles_at(held);
     daemon.client().give(&[gift("a", null())]).unwrap();
     daemon.client().close(&names(["a"])).unwrap();

@@ -5,6 +5,7 @@
 //! Nothing here sleeps but [`wait_until`], and descriptors are compared by [`identity`] or by what
 //! comes through them, never by number.
 
+mod builder;
 mod cgroup;
 mod daemon;
 mod fuse;
@@ -32,8 +33,9 @@ use std::{
 use fdstash::{Gift, Name, Pattern};
 
 pub use crate::{
+    builder::Builder,
     cgroup::Cgroup,
-    daemon::{Builder, Daemon},
+    daemon::Daemon,
     fuse::{Fuse, Opens},
     group::Group,
     images::{Image, ImageFile},
