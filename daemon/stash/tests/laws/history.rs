@@ -2,7 +2,13 @@
 
 use fdstash_proto::{Call, Pattern, Peer, Reopening, Taking, proptest as proto};
 use fdstash_stash::{Allow, Limits, Origin, Reserve, Rules, Verb, Who, Whom};
-use proptest::{collection, option, prelude::*, sample};
+use proptest::{
+    collection, option,
+    prelude::*,
+    sample,
+    strategy::ValueTree,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
 const BEAT_USEC: u64 = 100;
@@ -59,6 +65,26 @@ pub(crate) fn histories() -> impl Strategy<Value = History> {
         let steps = first.into_iter().chain(steps).collect();
         History { limits, steps }
     })
+}
+
+/// The history that some bytes are the seeds of: the first four of the room, all others of a step each. So
+/// who changes some bytes changes some steps, and all others stay as they are.
+pub(crate) fn of_seeds(bytes: &[u8]) -> History {
+    let (room, steps) = bytes.split_at(bytes.len().min(4));
+    let step = step();
+    History {
+        steps: steps.chunks(4).take(64).map(|seed| of_seed(&step, seed)).collect(),
+        ..of_seed(&histories(), room)
+    }
+}
+
+fn of_seed<T>(strategy: &impl Strategy<Value = T>, seed: &[u8]) -> T {
+    let seed = seed.iter().fold(1, |seed, byte| seed << 8 | u128::from(*byte));
+    // Seeds that are near each other are to make steps that are not.
+    let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_le_bytes();
+    let rng = TestRng::from_seed(RngAlgorithm::XorShift, &seed);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    strategy.new_tree(&mut runner).expect("a value").current()
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -17,7 +17,7 @@ use fdstash_proto::{
 };
 use fdstash_stash::{ConnectionId, Inspected, Limits, OpenFailure, Rules, Verb, Verdict, Who};
 
-use crate::{
+use super::{
     reference,
     trace::{Entries, Predicted, Recorded, Said, Told},
     world::BOOTED_AT_USEC,

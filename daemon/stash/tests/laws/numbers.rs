@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc};
 use fdstash_proto::{Access, Call, Flags, Handed, Kind, Reply};
 use fdstash_stash::{Facts, Kept, Opening};
 
-use crate::{
+use super::{
     token::Token,
     trace::{Waits, Written},
 };

@@ -6,7 +6,7 @@ use fdstash_proto::{Call, Name, Reply, Share, Taking};
 use fdstash_stash::{ConnectionId, Inspected, Opening, Rights, Rules, Verb, Verdict, explain};
 use proptest::prelude::*;
 
-use crate::{
+use super::{
     config,
     history::{histories, people, rules},
     reference,
@@ -14,14 +14,12 @@ use crate::{
     world::play,
 };
 
-proptest! {
-    #![proptest_config(config())]
-
+laws! {
     #[test]
     fn nobody_gets_a_descriptor_that_the_rules_do_not_give(history in histories()) {
         let trace = play(&history);
 
-        let mut witness = Witness::new(&trace);
+        let mut witness = Witness::new(trace);
         for (at, _, moment) in trace.steps() {
             witness.see(moment);
             for (to, verb, fd) in witness.handed(moment) {
@@ -39,7 +37,7 @@ proptest! {
     fn nobody_gives_a_name_that_is_kept_for_others(history in histories()) {
         let trace = play(&history);
 
-        let mut witness = Witness::new(&trace);
+        let mut witness = Witness::new(trace);
         for (at, _, moment) in trace.steps() {
             witness.see(moment);
             let Input::Call(by, Call::Give { gifts, .. }) = &moment.input else { continue };
@@ -51,6 +49,11 @@ proptest! {
             }
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(config())]
 
     #[test]
     fn what_is_explained_is_what_is_judged(rules in rules(), which in 0usize..4, verb in 0usize..7) {
