@@ -93,7 +93,7 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
-DOCS = policy.toml README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:
