@@ -66,8 +66,11 @@ pub(crate) fn histories() -> impl Strategy<Value = History> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (3usize..10, 6usize..10, 10usize..18)
-        .prop_map(|(entries, connections, places)| Limits { entries, connections, places })
+    (3usize..10, 6usize..10, 10usize..18).prop_map(|(entries, connections, places)| Limits {
+        entries,
+        connections,
+        places,
+    })
 }
 
 thread_local! {

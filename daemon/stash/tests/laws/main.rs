@@ -176,8 +176,8 @@ laws! {
             let opening = unanswered.iter().filter(|(_, waits)| **waits == Waits::Opening);
             let coming: BTreeSet<_> = opening.flat_map(|(id, _)| gifts(calls[id])).collect();
             let held = held.difference(&coming).count();
-            let connections = usize::try_from(statistics.connections).unwrap();
-            let entries = usize::try_from(statistics.entries).unwrap();
+            let connections = usize::try_from(statistics.connections).expect("64 bits");
+            let entries = usize::try_from(statistics.entries).expect("64 bits");
             prop_assert!(entries <= trace.limits.entries, "{}", trace.until(at));
             prop_assert!(connections <= trace.limits.connections, "{}", trace.until(at));
             prop_assert!(held + connections <= trace.limits.places, "{}", trace.until(at));
