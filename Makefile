@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint unit header bench install uninstall clean
+.PHONY: all demo demo-qemu test lint deny unit fuzz header bench install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -33,19 +33,33 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt
+		libvirtd virsh python3-libvirt c++
 	$(MAKE) lint
+	$(MAKE) deny
 	$(MAKE) unit
+	$(MAKE) fuzz SECONDS=10
 
 # The gates that need no daemon. STRICT=1 makes an error of every warning: for continuous integration,
 # whose Rust is known, since each version warns of something else.
 WARNINGS = $(if $(STRICT),--deny warnings)
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets $(if $(IMAGO),--all-features) -- $(WARNINGS)
 	$(CARGO) clippy --package fdstash --no-default-features -- $(WARNINGS)
 	RUSTDOCFLAGS="$(WARNINGS)" $(CARGO) doc --workspace $(if $(IMAGO),--all-features) --no-deps \
 		--document-private-items
+
+# Known vulnerabilities, licences, and where what we use comes from.
+deny:
+	@tests/need cargo python3
+	@tests/deny
+
+# Each target over its corpus (fuzz/), and then for so many seconds over what it makes of that.
+SECONDS = 600
+fuzz:
+	@tests/need c++ cargo
+	@fuzz/run $(SECONDS)
 
 # The programs first: the end-to-end tests run them, also one that dies at every step.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
@@ -79,7 +93,7 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
-DOCS = policy.toml README.md ARCHITECTURE.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:

@@ -1,7 +1,7 @@
 //! Coming back to what was kept: what the lines of a journal come to, and a stash of that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     sync::Arc,
 };
 
@@ -12,7 +12,7 @@ use crate::{
     Line, Now, Number, Record, Stash, Who,
     entry::Slot,
     idle::Transaction,
-    stash::{Client, Unfinished},
+    stash::{Client, Unfinished, close_all},
     take::Waiting,
     transaction::Due,
     usage::Usage,
@@ -39,7 +39,16 @@ impl Replay {
         // What comes after a handover says that it did not come about.
         self.carried.clear();
         match line {
-            Line::Begin(begin) => self.begin = Some(begin),
+            Line::Begin(begin) => {
+                let before = self.begin.get_or_insert_default();
+                // Counting never goes back, or a number would be given away twice.
+                *before = Begin {
+                    restores: before.restores.max(begin.restores),
+                    last_entry: before.last_entry.max(begin.last_entry),
+                    last_connection: before.last_connection.max(begin.last_connection),
+                    revision: before.revision.max(begin.revision),
+                };
+            }
             Line::Change(record) => self.change(record),
             Line::Handover(carried) => self.carried = carried,
         }
@@ -73,7 +82,7 @@ impl Replay {
         let begin = self.begin.get_or_insert_default();
         if put.is_empty() && !gone.is_empty() {
             // What only ends something has a revision as well, which stands nowhere.
-            begin.revision += 1;
+            begin.revision = begin.revision.saturating_add(1);
         }
         self.done.extend(done);
         for id in gone {
@@ -138,11 +147,12 @@ impl<F> Stash<F> {
         let mut stash = Self::new(limits, keeper);
         let mut effects = Effects::new();
         if let Some(Begin { restores, last_entry, last_connection, revision }) = replay.begin {
-            stash.restores = restores + 1;
+            stash.restores = restores.saturating_add(1);
             (stash.last_entry, stash.last_connection) = (last_entry, last_connection);
             stash.revision = revision;
         }
-        for written in replay.entries.into_values() {
+        // The last first: should two ever be under one name, it is that which stays.
+        for written in replay.entries.into_values().rev() {
             let Some(fd) = claim(&written) else { continue };
             stash.put_back(Kept { fd, details: written.details }, &mut effects);
         }
@@ -281,6 +291,9 @@ impl<F> Stash<F> {
 
     fn put_back(&mut self, kept: Kept<F>, effects: &mut Effects<F>) {
         let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
+        let btree_map::Entry::Vacant(place) = self.slots.entry(name.clone()) else {
+            return close_all(vec![kept.fd], effects);
+        };
         if let Some(expiry) = expiry {
             self.due.insert((expiry.boot_usec, Due::Entry(id)), Some(name.clone()));
         }
@@ -295,10 +308,8 @@ impl<F> Stash<F> {
         self.counts.held += 1;
         self.counts.given += 1;
         self.counts.bytes_kept += kept.details.weight();
-        let mut slot = Slot::empty();
         let name = name.clone();
-        slot.kept = Some(kept);
-        self.slots.insert(name.clone(), slot);
+        place.insert(Slot { kept: Some(kept), ..Slot::empty() });
         self.charge_name(&name);
     }
 }

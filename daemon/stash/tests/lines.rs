@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use fdstash_proto::{
-    Access, Flags, Kind, Labels, Mode, Name, Pattern, Peer, Share, Taking, Ticket,
+    Access, Flags, Keeper, Kind, Labels, Mode, Name, Pattern, Peer, Share, Taking, Ticket,
     proptest as proto,
 };
 use fdstash_stash::{
-    Begin, Carried, ConnectionId, Details, Doing, Done, EntryId, Expiry, Facts, Kept, Line, Number,
-    Record, Unreadable, write_handover,
+    Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Expiry, Facts,
+    Kept, Limits, Line, Number, Record, Replay, Stash, Unreadable, write_handover,
 };
 use proptest::{collection, prelude::*, sample::Index};
 
@@ -135,6 +135,57 @@ proptest! {
 
         assert_same(&read, &record);
     }
+}
+
+#[test]
+fn of_two_entries_under_one_name_the_last_comes_back_and_the_other_is_closed() {
+    let [first, last] = [3, 4].map(|id| Details { id: EntryId(id), ..plain() });
+    let put = vec![kept(7, first), kept(8, last)];
+    let mut replay = Replay::default();
+    replay.add(Line::Change(Record { put, gone: vec![], done: None }));
+
+    let (stash, effects) = restored(replay);
+
+    assert_eq!(stash.kept().map(|kept| *kept.fd).collect::<Vec<_>>(), [8]);
+    assert_eq!(stash.count(), 1);
+    let [Effect::Close(closed)] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(closed[..], [Arc::new(7)]);
+}
+
+#[test]
+fn counting_never_goes_back() {
+    let mut replay = Replay::default();
+    replay.add(Line::Begin(Begin { restores: 2, last_entry: 5, ..Begin::default() }));
+    let put = vec![kept(7, Details { id: EntryId(9), revision: 8, ..plain() })];
+    replay.add(Line::Change(Record { put, gone: vec![], done: None }));
+    replay.add(Line::Begin(Begin { restores: 1, last_connection: 4, ..Begin::default() }));
+
+    let (stash, _) = restored(replay);
+
+    let counted = Begin { restores: 3, last_entry: 9, last_connection: 4, revision: 8 };
+    assert_eq!(stash.begin_journal(), counted);
+}
+
+#[test]
+fn what_cannot_be_counted_on_is_no_fault() {
+    let highest = Begin {
+        restores: u64::MAX,
+        last_entry: u64::MAX,
+        last_connection: u64::MAX,
+        revision: u64::MAX,
+    };
+    let mut replay = Replay::default();
+    replay.add(Line::Begin(highest));
+    replay.add(Line::Change(Record { put: vec![], gone: vec![EntryId(1)], done: None }));
+
+    let (stash, _) = restored(replay);
+
+    assert_eq!(stash.begin_journal(), highest);
+}
+
+fn restored(replay: Replay) -> (Stash<Number>, Effects<Number>) {
+    let limits = Limits::new(10, 10, 20);
+    Stash::restore(limits, Keeper::Nobody, replay, |kept| Some(Arc::clone(&kept.fd)))
 }
 
 /// Reads what may be anything, which takes no more room than it has bytes.

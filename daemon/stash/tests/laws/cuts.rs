@@ -10,17 +10,15 @@ use fdstash_proto::{Call, Name};
 use fdstash_stash::{Begin, ConnectionId, Done, Effects, EntryId, Inspected, Stash};
 use proptest::prelude::*;
 
-use crate::{
+use super::{
     Transactions, config,
     history::histories,
     journal::{self, kept, line, restored},
-    trace::{Input, Moment, Performed, Said, Written, gifts},
+    trace::{Input, Moment, Performed, Said, Trace, Written, gifts},
     world::play,
 };
 
-proptest! {
-    #![proptest_config(config())]
-
+laws! {
     #[test]
     fn a_cut_anywhere_restores_what_was_before_the_step_or_after_it(history in histories()) {
         let trace = play(&history);

@@ -4,7 +4,13 @@ use fdstash_proto::{Call, Pattern, Peer, Reopening, Taking, proptest as proto};
 use fdstash_stash::{
     Allow, Limits, Origin, Quota, QuotaRule, Reserve, Rules, UNMAPPED, Verb, Who, Whom,
 };
-use proptest::{collection, option, prelude::*, sample};
+use proptest::{
+    collection, option,
+    prelude::*,
+    sample,
+    strategy::ValueTree,
+    test_runner::{RngAlgorithm, TestRng, TestRunner},
+};
 
 /// All times are multiples of it, so that things become due together, and exactly now.
 const BEAT_USEC: u64 = 100;
@@ -62,32 +68,59 @@ pub(crate) fn people() -> [Who; 6] {
 
 /// Histories in a room so small that calls meet its walls.
 pub(crate) fn histories() -> impl Strategy<Value = History> {
+    let first = option::of(rules().prop_map(Step::Rules));
+    (limits(), first, collection::vec(step(), 1..60)).prop_map(|(limits, first, steps)| {
+        let steps = first.into_iter().chain(steps).collect();
+        History { limits, steps }
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
     let limits = (3usize..10, 10usize..14, 14usize..20, 1usize..3);
     // Whose quotas are large, meets the walls of the room.
     let quota = option::of(quota(Just(300).boxed()));
     let limits =
         (limits, prop_oneof![Just(0), Just(30usize)], sample::select(vec![0, 0, 0, 1]), quota);
-    let limits =
-        limits.prop_map(|((entries, connections, places, opens), root_share, owner, quota)| {
-            let quota = quota.map_or(Quota::NONE, |quota| Quota {
-                // Those who are there from the beginning find room.
-                connections: quota.connections.unwrap_or(4).max(2),
-                watches: quota.watches.unwrap_or(3).max(1),
-                entries: quota.entries.unwrap_or(5),
-                label_bytes: quota.label_bytes.unwrap_or(100),
-                waits: quota.waits.unwrap_or(3),
-                transactions: quota.transactions.unwrap_or(2),
-                opens: quota.opens.unwrap_or(2),
-                descriptors: 0,
-                idle_usec: quota.idle_usec.unwrap_or(u64::MAX),
-            });
-            Limits { opens, root_share, owner, quota, ..Limits::new(entries, connections, places) }
+    limits.prop_map(|((entries, connections, places, opens), root_share, owner, quota)| {
+        let quota = quota.map_or(Quota::NONE, |quota| Quota {
+            // Those who are there from the beginning find room.
+            connections: quota.connections.unwrap_or(4).max(2),
+            watches: quota.watches.unwrap_or(3).max(1),
+            entries: quota.entries.unwrap_or(5),
+            label_bytes: quota.label_bytes.unwrap_or(100),
+            waits: quota.waits.unwrap_or(3),
+            transactions: quota.transactions.unwrap_or(2),
+            opens: quota.opens.unwrap_or(2),
+            descriptors: 0,
+            idle_usec: quota.idle_usec.unwrap_or(u64::MAX),
         });
-    let first = option::of(rules().prop_map(Step::Rules));
-    (limits, first, collection::vec(step(), 1..60)).prop_map(|(limits, first, steps)| {
-        let steps = first.into_iter().chain(steps).collect();
-        History { limits, steps }
+        Limits { opens, root_share, owner, quota, ..Limits::new(entries, connections, places) }
     })
+}
+
+thread_local! {
+    /// Made once, since to make it takes as long as some steps.
+    static STEP: BoxedStrategy<Step> = step().boxed();
+}
+
+/// The history that some bytes are the seeds of: the first four of the room, all others of a step each. So
+/// who changes some bytes changes some steps, and all others stay as they are.
+pub(crate) fn of_seeds(bytes: &[u8]) -> History {
+    let (room, steps) = bytes.split_at(bytes.len().min(4));
+    let step = |seed| STEP.with(|step| of_seed(step, seed));
+    History {
+        limits: of_seed(&limits(), room),
+        steps: steps.chunks(4).take(32).map(step).collect(),
+    }
+}
+
+fn of_seed<T>(strategy: &impl Strategy<Value = T>, seed: &[u8]) -> T {
+    let seed = seed.iter().fold(1, |seed, byte| seed << 8 | u128::from(*byte));
+    // Seeds that are near each other are to make steps that are not.
+    let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_le_bytes();
+    let rng = TestRng::from_seed(RngAlgorithm::XorShift, &seed);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    strategy.new_tree(&mut runner).expect("a value").current()
 }
 
 fn step() -> impl Strategy<Value = Step> {

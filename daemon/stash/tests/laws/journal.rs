@@ -8,7 +8,7 @@ use fdstash_stash::{
     write_handover,
 };
 
-use crate::token::Token;
+use super::token::Token;
 
 /// What the daemon puts around each line.
 pub(crate) const FRAME: usize = 8;

@@ -6,6 +6,38 @@
 //! stash goes on, from what was written down; but for its figures nobody notices, which is the law of
 //! an upgrade, and all others are its proof. What a crash leaves, is in [`cuts`].
 
+/// Makes of each law a test over histories of its own, and a function that holds it against one that was
+/// played; `LAWS` are those of a file.
+macro_rules! laws {
+    ($(
+        #[test]
+        fn $law:ident($history:ident in histories() $(,)?) {
+            let $trace:ident = play(&$same:ident);
+            $($holds:tt)*
+        }
+    )*) => {
+        mod law {
+            use super::*;
+
+            $(pub(super) fn $law($trace: &Trace) -> Result<(), TestCaseError> {
+                $($holds)*
+                Ok(())
+            })*
+        }
+
+        pub(crate) const LAWS: &[fn(&Trace) -> Result<(), TestCaseError>] = &[$(law::$law),*];
+
+        proptest! {
+            #![proptest_config(config())]
+
+            $(#[test]
+            fn $law($history in histories()) {
+                law::$law(&play(&$history))?;
+            })*
+        }
+    };
+}
+
 mod cuts;
 mod history;
 mod journal;
@@ -29,13 +61,11 @@ use proptest::{
     test_runner::{FileFailurePersistence, RngAlgorithm, TestRunner},
 };
 
-use history::{History, histories};
-use trace::{Entries, Input, Moment, Performed, Picture, Said, Told, Waits, gifts};
+use history::{History, histories, of_seeds};
+use trace::{Entries, Input, Moment, Performed, Picture, Said, Told, Trace, Waits, gifts};
 use world::{BOOTED_AT_USEC, play};
 
-proptest! {
-    #![proptest_config(config())]
-
+laws! {
     #[test]
     fn every_step_does_what_the_model_says(history in histories()) {
         let trace = play(&history);
@@ -161,8 +191,8 @@ proptest! {
             let opening = unanswered.iter().filter(|(_, waits)| **waits == Waits::Opening);
             let coming: BTreeSet<_> = opening.flat_map(|(id, _)| gifts(calls[id])).collect();
             let held = held.difference(&coming).count();
-            let connections = usize::try_from(statistics.connections).unwrap();
-            let entries = usize::try_from(statistics.entries).unwrap();
+            let connections = usize::try_from(statistics.connections).expect("64 bits");
+            let entries = usize::try_from(statistics.entries).expect("64 bits");
             prop_assert!(entries <= trace.limits.entries, "{}", trace.until(at));
             prop_assert!(connections <= trace.limits.connections, "{}", trace.until(at));
             prop_assert!(held + connections <= trace.limits.places, "{}", trace.until(at));
@@ -330,6 +360,29 @@ proptest! {
             let entries = moment.view.iter().chain(&moment.after.entries);
             seen.extend(entries.map(|(entry, fd)| (*fd, entry.clone())));
         }
+    }
+}
+
+/// Plays the history that some bytes are the seeds of, and holds the model against it, which is the first
+/// law, and the law that the first byte names: for a fuzzer, which changes a step when it changes a byte,
+/// and finds the more the more histories it plays.
+pub(crate) fn hold(bytes: &[u8]) {
+    let Some((which, seeds)) = bytes.split_first() else { return };
+    let history = of_seeds(seeds);
+    let trace = play(&history);
+    let laws = [LAWS, cuts::LAWS, repeats::LAWS, rights::LAWS].concat();
+    for law in [laws[0], laws[usize::from(*which) % laws.len()]] {
+        law(&trace).unwrap_or_else(|error| panic!("{error}\n{history:#?}"));
+    }
+}
+
+#[test]
+fn the_laws_hold_for_histories_that_bytes_are_the_seeds_of() {
+    for seed in 0..50 {
+        let seeds: Vec<u8> =
+            (0..200u8).map(|at| at.wrapping_mul(seed | 1).wrapping_add(seed)).collect();
+
+        hold(&seeds);
     }
 }
 

@@ -19,7 +19,7 @@ use fdstash_stash::{
     ConnectionId, Inspected, Limits, OpenFailure, Rules, UNMAPPED, Usage, Verb, Verdict, Who,
 };
 
-use crate::{
+use super::{
     reference,
     trace::{Entries, Predicted, Recorded, Said, Told},
     world::BOOTED_AT_USEC,

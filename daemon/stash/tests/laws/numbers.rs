@@ -6,7 +6,7 @@ use std::{convert::Infallible, sync::Arc};
 use fdstash_proto::{Access, Call, Flags, Handed, Kind, Name, Reply, Taking};
 use fdstash_stash::{Facts, Kept, Opening, Verb};
 
-use crate::{
+use super::{
     token::Token,
     trace::{Waits, Written},
 };

@@ -12,20 +12,18 @@ use fdstash_stash::{
 };
 use proptest::prelude::*;
 
-use crate::{
+use super::{
     config,
     cuts::Journal,
     history::histories,
-    trace::{Input, Moment},
+    trace::{Input, Moment, Trace},
     world::play,
 };
 
 /// Where the numbers of descriptors begin that are sent again, or opened for what is.
 const AGAIN: u64 = 1_000_000;
 
-proptest! {
-    #![proptest_config(config())]
-
+laws! {
     #[test]
     fn a_call_cut_anywhere_and_sent_again_happens_exactly_once(history in histories()) {
         let trace = play(&history);
@@ -140,7 +138,7 @@ struct Came {
 fn carry_out(stash: &mut Stash<u64>, who: &Who, call: &Call<Inspected<u64>>, now: Now) -> Came {
     let by = stash.connect(who.clone()).expect("room");
     let anew = |file: Inspected<u64>| Inspected { fd: AGAIN + file.fd, ..file };
-    let call = crate::numbers::with_descriptors(call.clone(), anew);
+    let call = super::numbers::with_descriptors(call.clone(), anew);
     let mut effects = stash.call(by, call, now);
     let openings = effects.iter().find_map(|effect| {
         let Effect::Open { openings, .. } = effect else { return None };
@@ -181,7 +179,7 @@ fn gifts_of(call: &Call<Inspected<u64>>) -> usize {
 
 /// What is kept, as root sees it.
 fn names_of(stash: &mut Stash<u64>) -> BTreeSet<Name> {
-    let [.., root] = crate::history::people();
+    let [.., root] = super::history::people();
     let by = stash.connect(root).expect("room");
     let (listed, _) = stash.list(by, &Pattern::all(), None, usize::MAX);
     listed.into_iter().map(|listed| listed.entry.name).collect()

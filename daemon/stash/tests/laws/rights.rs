@@ -8,7 +8,7 @@ use fdstash_stash::{
 };
 use proptest::prelude::*;
 
-use crate::{
+use super::{
     config,
     history::{histories, people, rules},
     reference,
@@ -16,14 +16,12 @@ use crate::{
     world::play,
 };
 
-proptest! {
-    #![proptest_config(config())]
-
+laws! {
     #[test]
     fn nobody_gets_a_descriptor_that_the_rules_do_not_give(history in histories()) {
         let trace = play(&history);
 
-        let mut witness = Witness::new(&trace);
+        let mut witness = Witness::new(trace);
         for (at, _, moment) in trace.steps() {
             witness.see(moment);
             for (to, verb, fd) in witness.handed(moment) {
@@ -42,7 +40,7 @@ proptest! {
     fn nobody_gives_a_name_that_is_kept_for_others(history in histories()) {
         let trace = play(&history);
 
-        let mut witness = Witness::new(&trace);
+        let mut witness = Witness::new(trace);
         for (at, _, moment) in trace.steps() {
             witness.see(moment);
             let Input::Call(by, Call::Give { gifts, .. }) = &moment.input else { continue };
@@ -54,6 +52,11 @@ proptest! {
             }
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(config())]
 
     #[test]
     fn what_root_is_told_of_a_call_is_what_comes_of_it(history in histories()) {

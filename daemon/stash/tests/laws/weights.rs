@@ -12,7 +12,7 @@ use fdstash_stash::{
 };
 use proptest::{collection, prelude::*, sample};
 
-use crate::{
+use super::{
     config,
     journal::{FRAME, line},
     numbers::with_descriptors,

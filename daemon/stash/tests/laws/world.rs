@@ -9,7 +9,7 @@ use fdstash_stash::{
     OpenFailure, Opening, Rules, Stash, Verb, Verdict, Who,
 };
 
-use crate::{
+use super::{
     history::{History, Step, people},
     journal::Journal,
     model::Model,
