@@ -324,6 +324,49 @@ fn so_many_opens_of_a_user_and_no_more_though_its_clients_are_killed() {
 }
 
 #[test]
+fn messages_half_sent_are_bounded_by_their_bytes() {
+    both("--user-bytes", "bytes", 200_000, |bounded| {
+        let long = [vec![b' '; 110_000], kit::call("Take", &json!({ "names": ["none"] }))].concat();
+        let (half, rest) = long.split_at(100_000);
+        let none: [File; 0] = [];
+        let [mut one, mut two] = bounded.raws(ALICE);
+        one.send(half, &none);
+        two.send(half, &none);
+        // It reads them in some turns of the user.
+        (0..20).for_each(|_| bounded.come_to_it());
+        let both_are_in = one.is_quiet() && two.is_quiet();
+
+        two.send(&rest[..1], &none);
+        let refused = two.reply();
+        let is_hung_up_on = two.is_hung_up_on();
+        bounded.come_to_it();
+        one.send(rest, &none);
+
+        assert!(both_are_in && is_hung_up_on);
+        assert_exceeds(&refused, "bytesPerUser", 200_000);
+        assert_eq!(one.reply()["error"], "org.fdstash.Stash.NotFound");
+        assert!(is_done(&bounded.raw_of(BOB).call("GetStatistics", &json!({}))));
+    });
+}
+
+#[test]
+fn a_list_in_one_message_is_bounded_by_its_bytes_and_one_in_parts_is_not() {
+    both("--user-bytes", "bytes", 200_000, |bounded| {
+        let mut alice = bounded.alice();
+        let note = "x".repeat(40_000);
+        for at in 0..100 {
+            alice.give(&[labelled(&format!("a{at}"), &note)]).unwrap();
+        }
+
+        let in_one = bounded.raw_of(ALICE).call("List", &json!({}));
+        let in_parts = alice.list(&pattern("*")).unwrap();
+
+        assert_exceeds(&in_one, "bytesPerUser", 200_000);
+        assert_eq!(in_parts.len(), 100);
+    });
+}
+
+#[test]
 fn opens_of_others_that_hang_leave_threads_for_root() {
     if !can_be_others() {
         return;

@@ -130,6 +130,10 @@ struct Most {
     #[arg(long, value_name = "COUNT", default_value_t = 2048)]
     user_descriptors: u32,
 
+    /// The most bytes that a user may have half sent or not read
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    user_bytes: u32,
+
     /// For how long a user's transaction may hold names without a call, before it is rolled back
     #[arg(long, value_name = "SECONDS", default_value_t = 300,
         value_parser = clap::value_parser!(u32).range(1..))]
@@ -221,6 +225,7 @@ impl Most {
                 transactions: self.user_transactions.into(),
                 opens: self.user_opens.into(),
                 descriptors: self.user_descriptors.into(),
+                bytes: self.user_bytes.into(),
                 idle_usec: u64::from(self.idle_transaction) * 1_000_000,
             },
             ..Limits::new(entries, self.max_connections, places)

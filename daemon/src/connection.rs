@@ -13,7 +13,8 @@ use std::{
 };
 
 use fdstash_proto::{
-    Call, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Name, Refusal, Reply, Request,
+    Call, Frame, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Name, Refusal, Reply, Request,
+    reply,
     socket::{self, Received},
 };
 use fdstash_stash::{ConnectionId, Inspected};
@@ -28,7 +29,7 @@ use crate::{
     descriptor::Descriptor,
     door::no_room,
     inspect::{inspect, is_hung_up},
-    ledger::{Charge, Need},
+    ledger::{Bytes, Charge, Need},
     run::{Daemon, Input},
     seat::{Current, Left, PIECE, Scratch, Seat, State},
     steps::step,
@@ -68,6 +69,9 @@ pub(crate) enum End {
     /// A message was not whole in time.
     #[error("the rest of a message did not come in time")]
     HalfMessage,
+    /// It is at a long message, and its user has more bytes half sent or not read than it may.
+    #[error("its user has too much half sent or not read")]
+    TooHeavy,
     /// The client read nothing for too long.
     #[error("it read nothing of what was sent for too long")]
     NotReading,
@@ -89,6 +93,8 @@ pub(crate) struct Connection {
     /// Counts the socket.
     charge: Charge,
     pub(crate) inbox: Inbox<Descriptor>,
+    /// Counts what has come and is yet to leave.
+    bytes: Bytes,
     /// How long the rest of a message may take to come, in which its descriptors take room here; and
     /// how long the client may read nothing of what is sent to it.
     patience: Duration,
@@ -117,11 +123,13 @@ impl Connection {
         };
         let charge = seat.account.charge();
         charge.hold();
+        let bytes = seat.account.bytes();
         Self {
             id,
             socket,
             seat,
             charge,
+            bytes,
             daemon: Rc::clone(daemon),
             scratch,
             patience,
@@ -150,6 +158,7 @@ impl Connection {
             }
             End::Hangup(_)
             | End::HalfMessage
+            | End::TooHeavy
             | End::NotReading
             | End::Congested
             | End::Socket(_) => {
@@ -169,6 +178,7 @@ impl Connection {
         self.seat.set_awake(true);
         let mut turn = user.turn().await;
         let work = self.work(&mut turn).await;
+        self.weigh()?;
         // From here on, what is new is not seen.
         self.seat.set_awake(false);
         drop(turn);
@@ -200,6 +210,22 @@ impl Connection {
                 return Ok(Work::Left);
             }
         }
+    }
+
+    /// Counts what has come and is yet to leave. Whoever is at a long message when its user has too
+    /// much of that, is refused.
+    fn weigh(&mut self) -> Result<(), End> {
+        self.bytes.set(self.inbox.len() + self.seat.state.borrow().bytes());
+        if self.inbox.len() > PIECE && self.seat.account.is_heavy() {
+            self.refuse_at_last(&reply::write(Err(self.too_heavy()), false));
+            return Err(End::TooHeavy);
+        }
+        Ok(())
+    }
+
+    fn too_heavy(&self) -> Refusal {
+        let value = i64::try_from(self.seat.account.most_bytes()).unwrap_or(i64::MAX);
+        Refusal::LimitExceeded { limit: "bytesPerUser".into(), value }
     }
 
     /// How the connection ends, if nothing more is to be done for it.
@@ -243,8 +269,13 @@ impl Connection {
             {
                 let mut state = self.seat.state.borrow_mut();
                 let most = if self.seat.account.is_full() { 0 } else { MAX_DESCRIPTORS };
-                if state.outbox.len() > MUCH_TO_SEND || state.unread.count() > most {
+                let is_heavy = self.seat.account.is_heavy();
+                let much = if is_heavy { 0 } else { MUCH_TO_SEND };
+                if state.outbox.len() > much || state.unread.count() > most {
                     return Ok(began);
+                }
+                if is_heavy {
+                    state.give_up_list(|| self.too_heavy());
                 }
                 match &state.call {
                     Current::None if state.closing || self.is_frozen() => return Ok(began),
@@ -477,7 +508,10 @@ impl Connection {
     /// Tells a client whose descriptors found no room here why it is hung up on. What is left of the
     /// order of its descriptors is lost with them, so nothing it has sent can be answered.
     fn refuse_for_room(&self) {
-        let frame = no_room(self.daemon.borrow().places());
+        self.refuse_at_last(&no_room(self.daemon.borrow().places()));
+    }
+
+    fn refuse_at_last(&self, frame: &Frame<OwnedFd>) {
         let no_fds: [OwnedFd; 0] = [];
         // If it does not get even this, it still sees its connection close.
         let _ = self.send(&frame.bytes, &no_fds);

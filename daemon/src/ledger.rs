@@ -90,6 +90,9 @@ struct User {
     /// How many descriptors it has in flight, and may have.
     in_flight: AtomicUsize,
     most: AtomicUsize,
+    /// How many bytes it has half sent or not read, and may have.
+    bytes: AtomicUsize,
+    most_bytes: AtomicUsize,
     ledger: Arc<Shared>,
 }
 
@@ -122,6 +125,8 @@ impl Ledger {
             uid,
             in_flight: AtomicUsize::new(0),
             most: AtomicUsize::new(usize::MAX),
+            bytes: AtomicUsize::new(0),
+            most_bytes: AtomicUsize::new(usize::MAX),
             ledger: Arc::clone(&self.0),
         });
         accounts.by_uid.insert(uid, Arc::downgrade(&user));
@@ -163,6 +168,26 @@ impl Account {
     pub(crate) fn set_most(&self, most: usize) {
         self.0.most.store(most.max(LEAST), SeqCst);
         self.0.ledger.tell_freed();
+    }
+
+    /// Bounds how many bytes it may have half sent or not read.
+    pub(crate) fn set_most_bytes(&self, most: usize) {
+        self.0.most_bytes.store(most, SeqCst);
+    }
+
+    /// How many bytes it may have half sent or not read.
+    pub(crate) fn most_bytes(&self) -> usize {
+        self.0.most_bytes.load(SeqCst)
+    }
+
+    /// Whether it has more of them.
+    pub(crate) fn is_heavy(&self) -> bool {
+        self.0.bytes.load(SeqCst) > self.most_bytes()
+    }
+
+    /// Counts no bytes yet.
+    pub(crate) fn bytes(&self) -> Bytes {
+        Bytes { user: Arc::clone(&self.0), count: 0 }
     }
 
     /// How much it may have in flight.
@@ -344,5 +369,26 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         self.remove(self.count);
+    }
+}
+
+/// Bytes that a user has half sent or not read on one connection.
+pub(crate) struct Bytes {
+    user: Arc<User>,
+    count: usize,
+}
+
+impl Bytes {
+    /// Says how many they are now.
+    pub(crate) fn set(&mut self, count: usize) {
+        self.user.bytes.fetch_add(count, SeqCst);
+        self.user.bytes.fetch_sub(self.count, SeqCst);
+        self.count = count;
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }

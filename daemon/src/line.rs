@@ -6,7 +6,7 @@ use std::{
 };
 
 use fdstash_proto::Call;
-use fdstash_stash::{ConnectionId, Inspected, Who};
+use fdstash_stash::{ConnectionId, Inspected, Quota, Who};
 
 use crate::{
     descriptor::Descriptor,
@@ -107,11 +107,12 @@ impl Line {
 }
 
 impl Daemon {
-    /// To whom the descriptors of a peer are counted.
+    /// To whom the descriptors of a peer are counted, and what waits of its messages.
     pub(crate) fn account(&self, who: &Who) -> Account {
         let account = self.ledger.account(who.peer.uid);
-        let quota = self.stash.quota_of(who).descriptors;
-        account.set_most(usize::try_from(quota).unwrap_or(usize::MAX));
+        let Quota { descriptors, bytes, .. } = self.stash.quota_of(who);
+        account.set_most(usize::try_from(descriptors).unwrap_or(usize::MAX));
+        account.set_most_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
         account
     }
 

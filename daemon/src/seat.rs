@@ -120,6 +120,24 @@ pub(crate) struct List {
 }
 
 impl State {
+    /// How many bytes are yet to leave, those of a list that is being written among them.
+    pub(crate) fn bytes(&self) -> usize {
+        let listed = match &self.call {
+            Current::Listing(list) => list.part.bytes(),
+            Current::None | Current::Waiting(_) | Current::Leaving | Current::Watching => 0,
+        };
+        self.outbox.len() + listed
+    }
+
+    /// Gives up a list that is written in one message, if it is long.
+    pub(crate) fn give_up_list(&mut self, refusal: impl FnOnce() -> Refusal) {
+        let Current::Listing(list) = &self.call else { return };
+        if !list.in_parts && list.part.bytes() > PIECE {
+            self.call = Current::None;
+            self.outbox.push(reply::write(Err(refusal()), false), Left::Nothing);
+        }
+    }
+
     /// Goes on with a list, with some entries behind a name, and after which name to go on, if there are
     /// more.
     pub(crate) fn list(
@@ -223,7 +241,8 @@ impl Seat {
         if !matches!(state.call, Current::Watching) {
             return;
         }
-        if state.lost > 0 || state.outbox.len() + message.len() > TOO_MUCH_TO_TELL {
+        let too_much = if self.account.is_heavy() { PIECE } else { TOO_MUCH_TO_TELL };
+        if state.lost > 0 || state.outbox.len() + message.len() > too_much {
             state.lost += 1;
         } else {
             let frame = Frame { bytes: message.to_vec(), fds: Vec::new() };

@@ -169,6 +169,12 @@ impl<F> Inbox<F> {
         reply.map(Some)
     }
 
+    /// How many bytes have come that are not yet understood.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
     /// Whether nothing has come that is not yet understood.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 /// What a rule on quotas can bound.
-pub(super) const KEYS: [&str; 9] = [
+pub(super) const KEYS: [&str; 10] = [
     "entries",
     "connections",
     "label_bytes",
@@ -16,6 +16,7 @@ pub(super) const KEYS: [&str; 9] = [
     "transactions",
     "opens",
     "descriptors",
+    "bytes",
     "idle_transaction",
 ];
 
@@ -66,6 +67,7 @@ pub(super) struct QuotaText {
     transactions: Option<u32>,
     opens: Option<u32>,
     descriptors: Option<u32>,
+    bytes: Option<u32>,
     /// In seconds.
     idle_transaction: Option<u32>,
 }
@@ -83,6 +85,7 @@ impl QuotaText {
             transactions: self.transactions.map(u64::from),
             opens: self.opens.map(u64::from),
             descriptors: self.descriptors.map(u64::from),
+            bytes: self.bytes.map(u64::from),
             idle_usec: idle,
         }
     }

@@ -57,6 +57,8 @@ pub struct Quota<T = u64> {
     pub opens: T,
     /// Descriptors on their way in or out, which the daemon counts.
     pub descriptors: T,
+    /// Bytes of what it has half sent or not read, which the daemon counts.
+    pub bytes: T,
     /// For how long a transaction may be idle, in microseconds.
     pub idle_usec: T,
 }
@@ -90,6 +92,7 @@ impl<T: Copy> Quota<T> {
             transactions: of_each,
             opens: of_each,
             descriptors: of_each,
+            bytes: of_each,
             idle_usec: of_each,
         }
     }
@@ -104,6 +107,7 @@ impl<T: Copy> Quota<T> {
             transactions: with(self.transactions, other.transactions),
             opens: with(self.opens, other.opens),
             descriptors: with(self.descriptors, other.descriptors),
+            bytes: with(self.bytes, other.bytes),
             idle_usec: with(self.idle_usec, other.idle_usec),
         }
     }

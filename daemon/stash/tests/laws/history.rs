@@ -92,6 +92,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             transactions: quota.transactions.unwrap_or(2),
             opens: quota.opens.unwrap_or(2),
             descriptors: 0,
+            bytes: 0,
             idle_usec: quota.idle_usec.unwrap_or(u64::MAX),
         });
         Limits { opens, root_share, owner, quota, ..Limits::new(entries, connections, places) }
@@ -201,6 +202,7 @@ fn quota(idle_usec: BoxedStrategy<u64>) -> impl Strategy<Value = Quota<Option<u6
             transactions,
             opens,
             descriptors: None,
+            bytes: None,
             idle_usec,
         }
     })

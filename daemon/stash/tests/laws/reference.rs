@@ -96,6 +96,7 @@ pub(crate) fn quota(limits: &Limits, rules: &Rules, who: &Who) -> Quota {
         transactions: first(|it| it.transactions, default.transactions),
         opens: first(|it| it.opens, default.opens),
         descriptors: first(|it| it.descriptors, default.descriptors),
+        bytes: first(|it| it.bytes, default.bytes),
         idle_usec: first(|it| it.idle_usec, default.idle_usec),
     }
 }
