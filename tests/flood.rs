@@ -215,6 +215,42 @@ fn a_user_who_fills_what_it_may_goes_on_when_there_is_room_again() {
 }
 
 #[test]
+fn calls_that_wait_for_their_files_do_not_wait_for_those_that_come_after() {
+    if !has_users() {
+        return;
+    }
+    let daemon = Daemon::spawn();
+    let held = daemon.held_at_rest();
+    let kept = file(daemon.path("kept"), "");
+    let fds: Vec<_> = (0..MAX_DESCRIPTORS).map(|_| kept.as_fd()).collect();
+    let fresh_gifts = |prefix: &str| {
+        let gift = |(fd, name)| json!({"name": name, "fileDescriptor": fd, "fresh": true});
+        let entries: Vec<_> = many(prefix, fds.len()).into_iter().enumerate().map(gift).collect();
+        call("Give", &json!({"entries": entries}))
+    };
+    // All that the user may have in flight is in calls that are yet to open files.
+    let mut givers: Vec<_> = (0..8)
+        .map(|number| (raw_as(&daemon, HOSTILE), fresh_gifts(&format!("of-{number}-"))))
+        .collect();
+    givers.iter().for_each(|(raw, give)| raw.send(&give[..20], &fds));
+    wait_until(SOON, || daemon.open_descriptors() > held + 8 * MAX_DESCRIPTORS);
+    let mut late = raw_as(&daemon, HOSTILE);
+    late.send(&call("Give", &gifts(&["late"])), &nulls(1));
+    // By then it waits for room.
+    goes_on(&daemon, HONEST, 20);
+    assert!(late.is_quiet(), "there is no room for it yet");
+
+    givers.iter().for_each(|(raw, give)| raw.say(&give[20..]));
+
+    for (raw, _) in &mut givers {
+        let given = raw.reply();
+        assert!(given["error"].is_null(), "{given}");
+    }
+    let given = late.reply();
+    assert!(given["error"].is_null(), "{given}");
+}
+
+#[test]
 fn what_its_sender_has_left_behind_is_still_done_when_there_is_room() {
     if !has_users() {
         return;
