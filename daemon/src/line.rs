@@ -65,13 +65,16 @@ impl Line {
         self.serve();
     }
 
-    /// Forgets a connection that has ended.
-    pub(crate) fn forget(&mut self, by: ConnectionId, uid: u32) {
-        let Some(line) = self.waiting.get_mut(&uid) else { return };
+    /// Forgets a connection that has ended. Whether it had a call whose files were yet to be opened.
+    pub(crate) fn forget(&mut self, by: ConnectionId, uid: u32) -> bool {
+        let Some(line) = self.waiting.get_mut(&uid) else { return false };
+        let is_open = |waiter: &Waiter| waiter.by == by && matches!(waiter.need, Need::Open(_));
+        let opens = line.iter().any(is_open);
         line.retain(|waiter| waiter.by != by);
         if line.is_empty() {
             self.waiting.remove(&uid);
         }
+        opens
     }
 
     /// Gives what room there is to those who wait.
