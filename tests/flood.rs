@@ -215,6 +215,87 @@ fn a_user_who_fills_what_it_may_goes_on_when_there_is_room_again() {
 }
 
 #[test]
+fn calls_that_wait_for_their_files_do_not_wait_for_those_that_come_after() {
+    if !has_users() {
+        return;
+    }
+    let daemon = Daemon::spawn();
+    let held = daemon.held_at_rest();
+    let kept = file(daemon.path("kept"), "");
+    let fds: Vec<_> = (0..MAX_DESCRIPTORS).map(|_| kept.as_fd()).collect();
+    let fresh_gifts = |prefix: &str| {
+        let gift = |(fd, name)| json!({"name": name, "fileDescriptor": fd, "fresh": true});
+        let entries: Vec<_> = many(prefix, fds.len()).into_iter().enumerate().map(gift).collect();
+        call("Give", &json!({"entries": entries}))
+    };
+    // All that the user may have in flight is in calls that are yet to open files.
+    let mut givers: Vec<_> = (0..8)
+        .map(|number| (raw_as(&daemon, HOSTILE), fresh_gifts(&format!("of-{number}-"))))
+        .collect();
+    givers.iter().for_each(|(raw, give)| raw.send(&give[..20], &fds));
+    wait_until(SOON, || daemon.open_descriptors() > held + 8 * MAX_DESCRIPTORS);
+    let mut late = raw_as(&daemon, HOSTILE);
+    late.send(&call("Give", &gifts(&["late"])), &nulls(1));
+    // By then it waits for room.
+    goes_on(&daemon, HONEST, 20);
+    assert!(late.is_quiet(), "there is no room for it yet");
+
+    givers.iter().for_each(|(raw, give)| raw.say(&give[20..]));
+
+    for (raw, _) in &mut givers {
+        let given = raw.reply();
+        assert!(given["error"].is_null(), "{given}");
+    }
+    let given = late.reply();
+    assert!(given["error"].is_null(), "{given}");
+}
+
+#[test]
+fn a_call_whose_client_goes_before_its_files_are_opened_counts_no_longer() {
+    if !has_users() {
+        return;
+    }
+    let Some(mut fuse) = Fuse::mount() else { return skipped("FUSE cannot be mounted here") };
+    let arguments = ["--user-descriptors=506", "--user-opens=6"];
+    let daemon = arguments.into_iter().fold(Daemon::builder(), kit::Builder::arg).spawn();
+    let held = daemon.held_at_rest();
+    let (shared, kept) = (fuse.open(0, OFlags::empty()), file(daemon.path("kept"), ""));
+    let texts = many("n", MAX_DESCRIPTORS);
+    let fds: Vec<_> = texts.iter().map(|_| shared.as_fd()).collect();
+    let mut raw = raw_as(&daemon, HOSTILE);
+    assert!(raw.give(&borrowed(&texts), &fds)["error"].is_null());
+    assert!(raw.give(&["one"], &[&kept])["error"].is_null());
+    fuse.set(0, Opens::Hang);
+    let copies = call("Take", &json!({"names": texts, "copy": true, "fresh": true}));
+    // With these there is no room for what a sixth would open.
+    let hanging: Vec<_> = (1..=5)
+        .map(|number| {
+            let raw = raw_as(&daemon, HOSTILE);
+            raw.say(&copies);
+            wait_until(SOON, || fuse.hanging() == number);
+            raw
+        })
+        .collect();
+    let gone = raw_as(&daemon, HOSTILE);
+    gone.say(&copies);
+    goes_on(&daemon, HONEST, 20);
+    let connections = daemon.statistics().connections;
+    assert_eq!(fuse.hanging(), 5);
+
+    drop(gone);
+    wait_until(SOON, || daemon.statistics().connections < connections);
+
+    let one = json!({"names": ["one"], "copy": true, "fresh": true});
+    let taken = raw.call("Take", &one);
+    assert!(taken["error"].is_null(), "{taken}");
+    fuse.kill();
+    drop((hanging, raw));
+    daemon.client().close(&texts.iter().map(|text| name(text)).collect::<Vec<_>>()).unwrap();
+    daemon.client().close(&names(["one"])).unwrap();
+    daemon.settles_at(held);
+}
+
+#[test]
 fn what_its_sender_has_left_behind_is_still_done_when_there_is_room() {
     if !has_users() {
         return;

@@ -27,9 +27,10 @@ use tokio::{
 use crate::{
     clock,
     connection::{Connection, End},
+    open::no_thread,
     peer,
     reminder::Reminder,
-    run::Daemon,
+    run::{Daemon, Input},
     seat::Seat,
     steps::step,
 };
@@ -164,8 +165,12 @@ impl Daemon {
     /// Takes its seat from a connection that has ended, and its place in every line.
     pub(crate) fn forget(&mut self, by: ConnectionId) {
         let Some(seat) = self.seats.remove(&by) else { return };
-        self.line.forget(by, seat.account.uid());
-        self.opener.forget(by, seat.account.uid());
+        let uid = seat.account.uid();
+        let (waited, queued) = (self.line.forget(by, uid), self.opener.forget(by, uid));
+        if waited || queued {
+            // The stash counts a call among those under way until it hears what came of it.
+            self.pending.push_back(Input::Opened(by, Err(no_thread())));
+        }
     }
 }
 

@@ -15,7 +15,8 @@ use crate::{
     seat::Seat,
 };
 
-/// Gives room to those who wait for it, each user's in the order in which they came.
+/// Gives room to those who wait for it, those of one user by rank, and else in the order in which
+/// they came.
 pub(crate) struct Line {
     ledger: Ledger,
     waiting: BTreeMap<u32, VecDeque<Waiter>>,
@@ -36,9 +37,10 @@ impl Line {
         Self { ledger, waiting: BTreeMap::new(), last: 0 }
     }
 
-    /// Room, if there is some and no other connection of the user waits.
+    /// Room, if there is some and no other connection of the user is before it.
     pub(crate) fn room(&self, account: &Account, need: Need) -> Option<Room> {
-        if self.waiting.contains_key(&account.uid()) {
+        let first = self.waiting.get(&account.uid()).and_then(VecDeque::front);
+        if first.is_some_and(|first| rank(first.need) <= rank(need)) {
             return None;
         }
         account.room(need)
@@ -56,25 +58,23 @@ impl Line {
         let (account, then) = (account.clone(), Box::new(then));
         let line = self.waiting.entry(account.uid()).or_default();
         let waiter = Waiter { by, account, need, then };
-        // What has begun takes no room for longer than it must.
-        if need == Need::ReceiveRest {
-            let at = line.iter().position(|other| other.need != need).unwrap_or(line.len());
-            line.insert(at, waiter);
-        } else {
-            line.push_back(waiter);
-        }
+        let at = line.iter().position(|other| rank(other.need) > rank(need));
+        line.insert(at.unwrap_or(line.len()), waiter);
         self.ledger.set_awaited(true);
         // What was freed just before, nobody has told of.
         self.serve();
     }
 
-    /// Forgets a connection that has ended.
-    pub(crate) fn forget(&mut self, by: ConnectionId, uid: u32) {
-        let Some(line) = self.waiting.get_mut(&uid) else { return };
+    /// Forgets a connection that has ended. Whether it had a call whose files were yet to be opened.
+    pub(crate) fn forget(&mut self, by: ConnectionId, uid: u32) -> bool {
+        let Some(line) = self.waiting.get_mut(&uid) else { return false };
+        let is_open = |waiter: &Waiter| waiter.by == by && matches!(waiter.need, Need::Open(_));
+        let opens = line.iter().any(is_open);
         line.retain(|waiter| waiter.by != by);
         if line.is_empty() {
             self.waiting.remove(&uid);
         }
+        opens
     }
 
     /// Gives what room there is to those who wait.
@@ -103,6 +103,17 @@ impl Line {
                 Some((*uid, first.account.room(first.need)?))
             })
             .next()
+    }
+}
+
+/// Whose turn it is among those of one user: the lowest's. A call that waits for its files has
+/// descriptors in flight until it has them, as half a message has until it is whole; so neither waits
+/// for what has not begun, which waits for them.
+fn rank(need: Need) -> u8 {
+    match need {
+        Need::Open(_) => 0,
+        Need::ReceiveRest => 1,
+        Need::Receive => 2,
     }
 }
 

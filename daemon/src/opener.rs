@@ -62,9 +62,10 @@ impl Opener {
         self.0.push(call.account.uid(), call);
     }
 
-    /// Forgets the call of a connection that has ended, if it has not begun.
-    pub(crate) fn forget(&self, by: ConnectionId, uid: u32) {
-        self.0.forget(uid, |call| call.by == by);
+    /// Forgets the call of a connection that has ended, if it has not begun. Whether there was one:
+    /// nothing comes back of it any more.
+    pub(crate) fn forget(&self, by: ConnectionId, uid: u32) -> bool {
+        self.0.forget(uid, |call| call.by == by)
     }
 }
 

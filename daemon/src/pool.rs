@@ -137,11 +137,11 @@ impl<J: Job> Pool<J> {
         self.see_to_watch(&mut state);
     }
 
-    /// Forgets those of a user's jobs that wait and are no longer wanted.
-    pub(crate) fn forget(&self, uid: u32, is_unwanted: impl Fn(&J) -> bool) {
+    /// Forgets those of a user's jobs that wait and are no longer wanted. Whether there were some.
+    pub(crate) fn forget(&self, uid: u32, is_unwanted: impl Fn(&J) -> bool) -> bool {
         let mut unwanted = Vec::new();
         let mut state = self.0.lock();
-        let Some(line) = state.lines.get_mut(&uid) else { return };
+        let Some(line) = state.lines.get_mut(&uid) else { return false };
         for (since, job) in mem::take(&mut line.waiting) {
             if is_unwanted(&job) {
                 unwanted.push(job);
@@ -152,6 +152,7 @@ impl<J: Job> Pool<J> {
         state.tidy(uid);
         // What it holds may come back to this pool when it is dropped.
         drop(state);
+        !unwanted.is_empty()
     }
 
     /// How many jobs of a user wait.
