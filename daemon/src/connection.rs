@@ -186,6 +186,8 @@ impl Connection {
             return Ok(());
         }
         if let Some(rest) = self.rest() {
+            // Others can use it, who are yet to come to rest.
+            drop(self.seat.take_room());
             return self.wait_for_thaw(rest).await;
         }
         self.wait().await
@@ -371,7 +373,10 @@ impl Connection {
                 step("after a send");
                 let count = match sending {
                     Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.again_at = None;
+                        return Ok(sent);
+                    }
                     Err(error) if is_congested(&error) => {
                         self.again_at = Some(Instant::now() + CONGESTION);
                         return Ok(sent);
