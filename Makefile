@@ -37,7 +37,7 @@ test:
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
-	$(MAKE) fuzz SECONDS=10
+	$(MAKE) fuzz SECONDS=5
 
 # The gates that need no daemon. STRICT=1 makes an error of every warning: for continuous integration,
 # whose Rust is known, since each version warns of something else.
