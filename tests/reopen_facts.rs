@@ -299,6 +299,8 @@ fn a_running_program_does_not_reopen_for_writing() {
     let path = daemon.path("sleep");
     install_program(Path::new("/bin/sleep"), &path);
     keep_wider(&mut client, File::open(&path).unwrap()).unwrap();
+    // What the daemon has opened to see whether it may be written, is closed a moment later.
+    wait_until(SOON, || Command::new(&path).arg("0").status().is_ok());
     let _running = Group::spawn(Command::new(&path).arg("60"));
 
     let to_write = reopen(&mut client, for_access(Access::ReadWrite));
