@@ -32,6 +32,9 @@ use rustix::{
 
 static FILES: LazyLock<Files> = LazyLock::new(|| journal::create().expect("memory"));
 
+/// Sooner than anything is due.
+const START: Now = Now { boot_usec: 0, wall_usec: 0 };
+
 /// Later than anything is due.
 const LATE: Now = Now { boot_usec: u64::MAX / 2, wall_usec: u64::MAX / 2 };
 
@@ -188,10 +191,10 @@ fn come_back(lines: Vec<Line>, goes_on: bool) {
     }
     let mut connections: BTreeSet<ConnectionId> = BTreeSet::new();
     for Carried { id, doing, .. } in carried {
-        stash.resume(id, somebody(), doing);
+        stash.resume(id, somebody(), doing, START);
         connections.insert(id);
     }
-    effects.extend(stash.go_without(Now { boot_usec: 0, wall_usec: 0 }));
+    effects.extend(stash.go_without(START));
     end(stash, effects, connections, &of_stash);
 }
 
@@ -199,7 +202,7 @@ fn restored(
     replay: Replay,
     mut claim: impl FnMut(Number) -> Option<Number>,
 ) -> (Stash<Number>, Effects<Number>) {
-    let limits = Limits { entries: 1 << 20, connections: 1 << 20, places: 1 << 21 };
+    let limits = Limits::new(1 << 20, 1 << 20, 1 << 21);
     let claim = |kept: &Kept<Number>| claim(*kept.fd).map(Arc::new);
     Stash::restore(limits, Keeper::Process, replay, claim)
 }

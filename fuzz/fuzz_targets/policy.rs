@@ -4,6 +4,9 @@
 #![no_main]
 
 #[allow(dead_code)]
+#[path = "../../daemon/src/policy/form.rs"]
+mod form;
+#[allow(dead_code)]
 #[path = "../../daemon/src/policy/names.rs"]
 mod names;
 #[path = "../../daemon/src/policy/text.rs"]
@@ -12,7 +15,7 @@ mod text;
 use std::{collections::BTreeSet, fmt::Write};
 
 use fdstash_proto::{Name, Pattern, Peer, Verdict};
-use fdstash_stash::{Allow, Reserve, Rules, Verb, Who, Whom, explain};
+use fdstash_stash::{Allow, Quota, QuotaRule, Reserve, Rules, Verb, Who, Whom, explain};
 use libfuzzer_sys::fuzz_target;
 use names::Names;
 
@@ -57,7 +60,8 @@ fn further_down(text: &str) {
     let lower = read(&format!("# A comment.\n\n{text}"));
     let mut upper = read(text);
     match &mut upper {
-        Ok(Rules { allow, reserve }) => {
+        Ok(Rules { allow, reserve, quota }) => {
+            quota.iter_mut().for_each(|rule| rule.origin.line += 2);
             allow.iter_mut().for_each(|rule| rule.origin.line += 2);
             reserve.iter_mut().for_each(|rule| rule.origin.line += 2);
         }
@@ -87,11 +91,17 @@ fn sound(text: &str, rules: &Rules) {
         assert!((1..=lines(text)).contains(&origin.line), "{origin:?}");
         write_rule(&mut again, "reserve", whom, names);
     }
+    for QuotaRule { whom, quota, origin } in &rules.quota {
+        assert!((1..=lines(text)).contains(&origin.line), "{origin:?}");
+        write_quota(&mut again, whom.as_ref(), quota);
+    }
     let mut anew = read(&again).expect("what was written here");
     let lines = rules.allow.iter().map(|rule| &rule.origin);
     let lines = lines.chain(rules.reserve.iter().map(|rule| &rule.origin));
+    let lines = lines.chain(rules.quota.iter().map(|rule| &rule.origin));
     let origins = anew.allow.iter_mut().map(|rule| &mut rule.origin);
     let origins = origins.chain(anew.reserve.iter_mut().map(|rule| &mut rule.origin));
+    let origins = origins.chain(anew.quota.iter_mut().map(|rule| &mut rule.origin));
     origins.zip(lines).for_each(|(origin, line)| *origin = line.clone());
     assert_eq!(&anew, rules);
     nobody_has_what_no_rule_gives(rules);
@@ -102,6 +112,24 @@ fn write_rule(to: &mut String, kind: &str, Whom { users, groups }: &Whom, names:
     let [users, groups] = [users, groups].map(|ids| ids.iter().collect::<Vec<_>>());
     let _ = writeln!(to, "[[{kind}]]\nusers = {users:?}\ngroups = {groups:?}");
     let _ = writeln!(to, "names = {}", texts(&names));
+}
+
+/// A rule on quotas names somebody or nobody, and not an empty list.
+fn write_quota(to: &mut String, whom: Option<&Whom>, quota: &Quota<Option<u64>>) {
+    let _ = writeln!(to, "[[quota]]");
+    for (key, ids) in whom.into_iter().flat_map(|it| [("users", &it.users), ("groups", &it.groups)])
+    {
+        if !ids.is_empty() {
+            let _ = writeln!(to, "{key} = {:?}", ids.iter().collect::<Vec<_>>());
+        }
+    }
+    let Quota { entries, connections, label_bytes, waits, watches, transactions, .. } = *quota;
+    let idle = quota.idle_usec.map(|usec| usec / 1_000_000);
+    let stash = [entries, connections, label_bytes, waits, watches, transactions, quota.opens];
+    let all = stash.into_iter().chain([quota.descriptors, quota.bytes, idle]);
+    for (key, most) in form::KEYS.into_iter().zip(all) {
+        let _ = most.map(|most| writeln!(to, "{key} = {most}"));
+    }
 }
 
 fn texts(all: &[&str]) -> String {
