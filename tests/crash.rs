@@ -213,12 +213,20 @@ impl<'a> Peer<'a> {
 
     /// Sees which of what is possible is there.
     fn look(&mut self) {
+        let is_ephemeral = |mine: &Mine| mine.values().any(|known| known.is_ephemeral);
+        let some_go = self.possible.iter().any(is_ephemeral);
         for possible in &mut self.possible {
             possible.retain(|_, known| !known.is_ephemeral);
         }
+        let began = Instant::now();
         loop {
             self.tally.looks.fetch_add(1, SeqCst);
-            let Some(there) = self.try_look() else { continue };
+            // What goes with the connection before this one goes when its end is served.
+            let may_go = some_go && began.elapsed() < SOON;
+            let Some(there) = self.try_look(may_go) else { continue };
+            if may_go && !self.possible.contains(&there) {
+                continue;
+            }
             let id = &self.id;
             let possible = &self.possible;
             assert!(possible.contains(&there), "{id} finds {there:?}, and not one of {possible:?}");
@@ -227,11 +235,14 @@ impl<'a> Peer<'a> {
         }
     }
 
-    fn try_look(&mut self) -> Option<Mine> {
+    fn try_look(&mut self, may_go: bool) -> Option<Mine> {
         let listed = self.ask("List", &json!({"pattern": format!("{}-*", self.id)}), &[])?;
         let entries = listed.parameters["entries"].as_array().expect("a list").clone();
         let names: Vec<_> = entries.iter().map(|entry| entry["name"].clone()).collect();
         let copied = self.ask("Take", &json!({"names": names, "copy": true}), &[])?;
+        if may_go && copied.error.is_some() {
+            return None;
+        }
         assert_eq!(copied.error, None, "{names:?}");
         let there = entries.iter().zip(copied.fds).map(|(entry, fd)| {
             let words = entry["flags"].as_array().into_iter().flatten();
