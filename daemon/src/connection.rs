@@ -33,7 +33,7 @@ use crate::{
     run::{Daemon, Input},
     seat::{Current, Left, PIECE, Scratch, Seat, State},
     steps::step,
-    turns::{Turn, User},
+    turns::Turn,
 };
 
 /// How long the message may take to come whose descriptors came with those before it. Their
@@ -144,12 +144,23 @@ impl Connection {
     /// Serves the connection to its end.
     pub(crate) async fn run(mut self) {
         let user = Rc::clone(&self.seat.user);
-        let end = loop {
-            if let Err(end) = self.serve(&user).await {
-                break end;
+        // An end that is seen in a turn is handled in it, before what the client does next elsewhere.
+        let (end, turn) = loop {
+            self.seat.set_awake(true);
+            let mut turn = user.turn().await;
+            let work = self.work(&mut turn).await;
+            let work = self.weigh().and(work);
+            // From here on, what is new is not seen.
+            self.seat.set_awake(false);
+            match work {
+                Ok(Work::Left) => continue,
+                Ok(Work::Done) => drop(turn),
+                Err(end) => break (end, turn),
+            }
+            if let Err(end) = self.wait().await {
+                break (end, user.turn().await);
             }
         };
-        let turn = user.turn().await;
         let peer = self.seat.who.peer;
         match &end {
             End::Closed => tracing::debug!(uid = peer.uid, pid = peer.pid, "connection closed"),
@@ -171,26 +182,6 @@ impl Connection {
             self.charge.close(socket.into());
         }
         drop(turn);
-    }
-
-    /// Does what can be done in one turn without waiting, and then waits for one thing.
-    async fn serve(&mut self, user: &User) -> Result<(), End> {
-        self.seat.set_awake(true);
-        let mut turn = user.turn().await;
-        let work = self.work(&mut turn).await;
-        self.weigh()?;
-        // From here on, what is new is not seen.
-        self.seat.set_awake(false);
-        drop(turn);
-        if work? == Work::Left {
-            return Ok(());
-        }
-        if let Some(rest) = self.rest() {
-            // Others can use it, who are yet to come to rest.
-            drop(self.seat.take_room());
-            return self.wait_for_thaw(rest).await;
-        }
-        self.wait().await
     }
 
     /// Reads, calls and sends until the turn is over or nothing is left to do.
@@ -418,8 +409,13 @@ impl Connection {
         }
     }
 
-    /// Waits for the socket or for news, or until something is overdue.
+    /// Waits for one thing: the socket, news, or that something is overdue.
     async fn wait(&mut self) -> Result<(), End> {
+        if let Some(rest) = self.rest() {
+            // Others can use it, who are yet to come to rest.
+            drop(self.seat.take_room());
+            return self.wait_for_thaw(rest).await;
+        }
         let (sending, idle) = self.is_sending_or_idle();
         let reading = self.is_reading();
         if !reading {

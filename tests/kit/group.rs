@@ -80,10 +80,12 @@ fn alive(group: Pid) -> Vec<Pid> {
     let ours = processes.flatten().filter_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let stat = fs::read_to_string(process.path().join("stat")).ok()?;
-        // Behind the name, which may have anything in it: state, parent, group.
+        // Behind the name, which may have anything in it: state, parent, group, and 14 on, threads.
         let mut fields = stat.rsplit(')').next()?.split_whitespace();
-        let is_dead = matches!(fields.next()?, "Z" | "X");
+        let has_first_thread = !matches!(fields.next()?, "Z" | "X");
         let is_ours = fields.nth(1)? == number;
+        // A process's files are open as long as any of its threads is there.
+        let is_dead = !has_first_thread && fields.nth(14)? == "1";
         Pid::from_raw(pid).filter(|_| is_ours && !is_dead)
     });
     ours.collect()
