@@ -187,7 +187,7 @@ impl Connection {
     /// Reads, calls and sends until the turn is over or nothing is left to do.
     async fn work(&mut self, turn: &mut Turn<'_>) -> Result<Work, End> {
         loop {
-            let began = self.begin_calls(turn).await?;
+            let began = self.begin_calls(turn).await? | self.see_changes(turn);
             let sent = self.flush(turn)?;
             self.seat.tell_lost();
             if !began && !sent {
@@ -292,6 +292,16 @@ impl Connection {
             began = true;
         }
         Ok(began)
+    }
+
+    /// Sees to changes of which a watcher may want to know, until the turn is over. Whether there was one.
+    fn see_changes(&self, turn: &Turn<'_>) -> bool {
+        let daemon = self.daemon.borrow();
+        let mut saw = false;
+        while !(saw && turn.is_over()) && self.seat.see(|name| daemon.stash.watches(self.id, name)) {
+            saw = true;
+        }
+        saw
     }
 
     /// The next call that has come.

@@ -1,6 +1,6 @@
 //! Effects carried out, from first to last, without knowing why.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
 use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
@@ -12,7 +12,7 @@ use crate::{
     open::no_room,
     opener::{self, BESIDE},
     run::{Daemon, Input, mirror_one, with_drift},
-    seat::Answered,
+    seat::{Answered, Told},
     steps::step,
 };
 
@@ -109,13 +109,15 @@ impl Daemon {
         }
     }
 
-    /// Tells watchers of a change, in a message that is written once.
+    /// Has watchers told of a change, in a message that is written once.
     fn tell(&self, to: &[ConnectionId], change: Change, entry: Entry, fd: &Descriptor) {
         let entry = Box::new(with_drift(entry, fd));
+        let name = entry.name.clone();
         let notice = Notice::Changed { change, entry };
         let message = reply::write::<Arc<Descriptor>>(Ok(Reply::Notice(notice)), true).bytes;
+        let told = Rc::new(Told { name, message });
         for seat in to.iter().filter_map(|id| self.seats.get(id)) {
-            seat.tell(&message);
+            seat.tell(&told);
         }
     }
 }

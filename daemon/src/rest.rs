@@ -71,7 +71,7 @@ impl Connection {
             Current::Waiting(mode) => mode,
             Current::Listing(_) | Current::Leaving => return None,
         };
-        if !state.outbox.is_empty() {
+        if !state.is_quiet() {
             return None;
         }
         let (bytes, fds) = self.inbox.unread();

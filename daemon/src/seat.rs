@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     mem,
     os::fd::OwnedFd,
     rc::Rc,
@@ -73,8 +74,17 @@ pub(crate) struct State {
     pub(crate) closing: bool,
     /// Whether it is to close, whatever it is at.
     pub(crate) is_cut: bool,
+    /// Changes of which it is not seen yet whether a watcher watches their names.
+    unseen: VecDeque<Rc<Told>>,
+    unseen_bytes: usize,
     /// Changes that a watcher was not told of.
     pub(crate) lost: u64,
+}
+
+/// A change, and what is said of it to whoever watches the name.
+pub(crate) struct Told {
+    pub(crate) name: Name,
+    pub(crate) message: Vec<u8>,
 }
 
 /// How far it is with room to read.
@@ -120,13 +130,18 @@ pub(crate) struct List {
 }
 
 impl State {
-    /// How many bytes are yet to leave, those of a list that is being written among them.
+    /// How many bytes are yet to leave, or may be, those of a list that is being written among them.
     pub(crate) fn bytes(&self) -> usize {
         let listed = match &self.call {
             Current::Listing(list) => list.part.bytes(),
             Current::None | Current::Waiting(_) | Current::Leaving | Current::Watching => 0,
         };
-        self.outbox.len() + listed
+        self.outbox.len() + self.unseen_bytes + listed
+    }
+
+    /// Whether nothing is left to be said.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.outbox.is_empty() && self.unseen.is_empty()
     }
 
     /// Gives up a list that is written in one message, if it is long.
@@ -177,7 +192,9 @@ impl Seat {
     /// One that is at a call already, and was not told of so many changes.
     pub(crate) fn at(who: Who, user: Rc<User>, account: Account, call: Current, lost: u64) -> Self {
         let (outbox, unread) = (Outbox::new(), account.load());
-        let state = State { outbox, call, unread, closing: false, is_cut: false, lost };
+        let (unseen, unseen_bytes) = (VecDeque::new(), 0);
+        let (closing, is_cut) = (false, false);
+        let state = State { outbox, call, unread, closing, is_cut, unseen, unseen_bytes, lost };
         Self {
             who,
             user,
@@ -235,27 +252,49 @@ impl Seat {
         self.wake();
     }
 
-    /// Sends a watcher a message about a change, if it is not too far behind.
-    pub(crate) fn tell(&self, message: &[u8]) {
+    /// Has a watcher see to a change in its own turn, if it is not too far behind.
+    pub(crate) fn tell(&self, told: &Rc<Told>) {
         let mut state = self.state.borrow_mut();
         if !matches!(state.call, Current::Watching) {
             return;
         }
-        let too_much = if self.account.is_heavy() { PIECE } else { TOO_MUCH_TO_TELL };
-        if state.lost > 0 || state.outbox.len() + message.len() > too_much {
+        let bytes = state.unseen_bytes + told.message.len();
+        if bytes > self.too_much_to_tell() {
             state.lost += 1;
         } else {
-            let frame = Frame { bytes: message.to_vec(), fds: Vec::new() };
-            state.outbox.push(frame, Left::Nothing);
+            state.unseen_bytes = bytes;
+            state.unseen.push_back(Rc::clone(told));
         }
         self.wake();
+    }
+
+    /// Sends a watcher the next change, if it watches that name and is not too far behind. Whether there
+    /// was one.
+    pub(crate) fn see(&self, watches: impl FnOnce(&Name) -> bool) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(told) = state.unseen.pop_front() else { return false };
+        state.unseen_bytes -= told.message.len();
+        if !watches(&told.name) {
+            return true;
+        }
+        if state.lost > 0 || state.outbox.len() + told.message.len() > self.too_much_to_tell() {
+            state.lost += 1;
+        } else {
+            let frame = Frame { bytes: told.message.clone(), fds: Vec::new() };
+            state.outbox.push(frame, Left::Nothing);
+        }
+        true
+    }
+
+    fn too_much_to_tell(&self) -> usize {
+        if self.account.is_heavy() { PIECE } else { TOO_MUCH_TO_TELL }
     }
 
     /// Whether nothing waits to be sent.
     pub(crate) fn is_quiet(&self) -> bool {
         let state = self.state.borrow();
         let is_answering = matches!(state.call, Current::Listing(..) | Current::Leaving);
-        state.outbox.is_empty() && !is_answering
+        state.is_quiet() && !is_answering
     }
 
     /// Whether it waits for room to read.
@@ -319,7 +358,7 @@ impl Seat {
     /// Tells a watcher that has caught up how much it has missed.
     pub(crate) fn tell_lost(&self) {
         let mut state = self.state.borrow_mut();
-        if state.lost > 0 && state.outbox.is_empty() {
+        if state.lost > 0 && state.is_quiet() {
             let notice = Notice::Lost(mem::take(&mut state.lost));
             let frame = reply::write(Ok(Reply::Notice(notice)), true);
             state.outbox.push(frame, Left::Nothing);

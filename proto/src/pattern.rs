@@ -46,6 +46,13 @@ impl Pattern {
         &self.0[..end]
     }
 
+    /// Whether a name can match at all, found by [`Pattern::prefix`] alone.
+    #[must_use]
+    pub fn may_match(&self, name: &Name) -> bool {
+        let (prefix, name) = (self.prefix(), name.as_str());
+        name.starts_with(prefix) && (prefix.len() < self.0.len() || prefix.len() == name.len())
+    }
+
     /// Whether a name matches. Takes some microseconds at most, whatever the pattern.
     #[must_use]
     pub fn matches(&self, name: &Name) -> bool {
@@ -66,6 +73,7 @@ fn matches_soon(pattern: &[u8], text: &[u8]) -> Option<bool> {
             return Some(pattern[p..].iter().all(|&byte| byte == b'*'));
         }
         match pattern.get(p) {
+            Some(b'*') if p + 1 == pattern.len() => return Some(true),
             Some(b'*') => {
                 star = Some((p + 1, t));
                 p += 1;
@@ -163,6 +171,10 @@ mod tests {
             let name = Name::new(&text).unwrap();
 
             prop_assert!(!pattern.matches(&name) || text.starts_with(pattern.prefix()));
+            prop_assert!(!pattern.matches(&name) || pattern.may_match(&name));
+            prop_assert!(!pattern.may_match(&name) || text.starts_with(pattern.prefix()));
+            let is_plain = !pattern.as_str().contains(['*', '?']);
+            prop_assert!(!is_plain || pattern.may_match(&name) == (pattern.as_str() == text));
         }
     }
 

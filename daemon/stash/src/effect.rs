@@ -55,7 +55,10 @@ pub enum Effect<F> {
     Close(Vec<Arc<F>>),
     /// Tell watchers of a change.
     Tell {
-        /// The connections that watch and may know.
+        /// The connections that may know, and may watch this name: of each [`Stash::watches`] says whether
+        /// it does. That takes its time, so it is not said here for all of them at once.
+        ///
+        /// [`Stash::watches`]: crate::Stash::watches
         to: Vec<ConnectionId>,
         /// What happened.
         change: Change,

@@ -87,6 +87,12 @@ impl<F> Stash<F> {
         answer(by, Ok(Reply::Notice(Notice::Standing)), effects);
     }
 
+    /// Whether a connection watches a name.
+    #[must_use]
+    pub fn watches(&self, by: ConnectionId, name: &Name) -> bool {
+        self.watchers.get(&by).is_some_and(|pattern| pattern.matches(name))
+    }
+
     pub(crate) fn begin_watch(&mut self, by: ConnectionId, pattern: Pattern) {
         if self.watchers.insert(by, pattern).is_none() {
             self.charge_client(by, Usage::WATCH);

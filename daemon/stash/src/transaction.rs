@@ -373,12 +373,8 @@ impl<F> Stash<F> {
             };
             knows(&kept.details) && !instead.as_deref().is_some_and(knows)
         };
-        // The rights first: a pattern about what one may not know of costs nobody anything.
-        let may_know = self.watchers.iter().filter(|(id, _)| may_know(id));
-        let to: Vec<_> = may_know
-            .filter(|(_, pattern)| pattern.matches(&kept.details.name))
-            .map(|(id, _)| *id)
-            .collect();
+        let may_watch = self.watchers.iter().filter(|(_, it)| it.may_match(&kept.details.name));
+        let to: Vec<_> = may_watch.map(|(id, _)| *id).filter(may_know).collect();
         if !to.is_empty() {
             // What has gone shows the revision that it went with, not the one that it came with.
             let entry = Box::new(Entry { revision: self.revision, ..kept.details.show(None) });

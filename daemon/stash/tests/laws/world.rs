@@ -359,6 +359,7 @@ impl World {
                 Performed::Close(numbers)
             }
             Effect::Tell { to, change, entry, fd } => {
+                let to = to.into_iter().filter(|id| self.stash.watches(*id, &entry.name)).collect();
                 Performed::Tell(Box::new(Told { to, change, entry: *entry, fd: fd.number }))
             }
         }

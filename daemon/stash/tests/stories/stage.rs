@@ -213,7 +213,8 @@ impl Stage {
                 format!("close {}", words.join(" "))
             }
             Effect::Tell { to, change, entry, fd } => {
-                let to: Vec<_> = to.iter().map(|id| self.connections[id]).collect();
+                let to = to.iter().filter(|id| self.stash.watches(**id, &entry.name));
+                let to: Vec<_> = to.map(|id| self.connections[id]).collect();
                 format!("tell {}: {} {}={fd}", to.join(" "), change.as_str(), entry.name)
             }
         }
