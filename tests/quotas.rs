@@ -276,6 +276,32 @@ fn so_many_watches_of_a_user_and_no_more() {
 }
 
 #[test]
+fn so_many_names_in_a_transaction_and_no_more() {
+    both("--transaction-names", "transaction_names", 2, |bounded| {
+        let mut alice = bounded.raw_of(ALICE);
+        let nulls = [null(), null(), null()];
+        assert!(is_done(&alice.give(&["a", "b"], &nulls[..2])));
+        assert_exceeds(&alice.give(&["c", "d", "e"], &nulls), "namesPerTransaction", 2);
+        assert!(is_done(&alice.give(&["c"], &nulls[..1])));
+
+        let close = |names: &[&str]| json!({ "names": names });
+        assert_exceeds(&alice.call("Close", &close(&["a", "b", "c"])), "namesPerTransaction", 2);
+        assert!(is_done(&alice.call("Begin", &json!({}))));
+        assert!(is_done(&alice.call("Close", &close(&["a"]))));
+        assert!(is_done(&alice.give(&["a", "b"], &nulls[..2])), "it holds one of them already");
+        assert_exceeds(&alice.call("Close", &close(&["c"])), "namesPerTransaction", 2);
+        let copy = json!({ "names": ["a", "b", "c"], "copy": true });
+        assert_exceeds(&alice.call("Take", &copy), "namesPerTransaction", 2);
+        assert!(is_done(&alice.call("Commit", &json!({}))));
+        let copied = alice.call("Take", &copy);
+        assert!(is_done(&copied), "outside of a transaction a copy holds nothing: {copied}");
+
+        let mut root = bounded.daemon.raw();
+        assert!(is_done(&root.call("Close", &close(&["a", "b", "c"]))), "root is not bound");
+    });
+}
+
+#[test]
 fn so_many_transactions_of_a_user_and_no_more() {
     both("--user-transactions", "transactions", 1, |bounded| {
         let [mut one, mut two] = bounded.raws(ALICE);

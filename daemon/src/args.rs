@@ -134,6 +134,10 @@ struct Most {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     user_bytes: u32,
 
+    /// The most names that a user's transaction, or its call without one, may hold
+    #[arg(long, value_name = "COUNT", default_value_t = 512)]
+    transaction_names: u32,
+
     /// For how long a user's transaction may hold names without a call, before it is rolled back
     #[arg(long, value_name = "SECONDS", default_value_t = 300,
         value_parser = clap::value_parser!(u32).range(1..))]
@@ -226,6 +230,7 @@ impl Most {
                 opens: self.user_opens.into(),
                 descriptors: self.user_descriptors.into(),
                 bytes: self.user_bytes.into(),
+                names: self.transaction_names.into(),
                 idle_usec: u64::from(self.idle_transaction) * 1_000_000,
             },
             ..Limits::new(entries, self.max_connections, places)

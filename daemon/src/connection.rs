@@ -145,7 +145,7 @@ impl Connection {
     pub(crate) async fn run(mut self) {
         let user = Rc::clone(&self.seat.user);
         // An end that is seen in a turn is handled in it, before what the client does next elsewhere.
-        let (end, turn) = loop {
+        let (end, mut turn) = loop {
             self.seat.set_awake(true);
             let mut turn = user.turn().await;
             let work = self.work(&mut turn).await;
@@ -176,12 +176,19 @@ impl Connection {
                 self.daemon.borrow_mut().complain(peer, &end);
             }
         }
+        while self.shed() {
+            turn.let_others().await;
+        }
         self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
         // What is still unread in it may be the last of a descriptor that takes its time to close.
         if let Ok(socket) = self.socket.into_std() {
             self.charge.close(socket.into());
         }
         drop(turn);
+    }
+
+    fn shed(&self) -> bool {
+        self.daemon.borrow_mut().shed(self.id)
     }
 
     /// Reads, calls and sends until the turn is over or nothing is left to do.
@@ -298,7 +305,8 @@ impl Connection {
     fn see_changes(&self, turn: &Turn<'_>) -> bool {
         let daemon = self.daemon.borrow();
         let mut saw = false;
-        while !(saw && turn.is_over()) && self.seat.see(|name| daemon.stash.watches(self.id, name)) {
+        while !(saw && turn.is_over()) && self.seat.see(|name| daemon.stash.watches(self.id, name))
+        {
             saw = true;
         }
         saw

@@ -235,7 +235,7 @@ fn show_quota(quota: &Quota<Option<u64>>) -> String {
     let seconds = quota.idle_usec.map(|usec| usec / 1_000_000);
     let Quota { entries, connections, label_bytes, waits, watches, transactions, .. } = *quota;
     let stash = [entries, connections, label_bytes, waits, watches, transactions, quota.opens];
-    let all = stash.into_iter().chain([quota.descriptors, quota.bytes, seconds]);
+    let all = stash.into_iter().chain([quota.descriptors, quota.bytes, quota.names, seconds]);
     let all = KEYS.into_iter().zip(all);
     let said: Vec<_> =
         all.filter_map(|(key, most)| most.map(|most| format!("{key} {most}"))).collect();

@@ -210,6 +210,7 @@ impl Daemon {
             loop {
                 alarm.ring().await;
                 of_alarm.borrow_mut().handle(Input::Tick);
+                yield_now().await;
             }
         });
         let (of_hangups, hangups) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().hangups));
@@ -231,6 +232,17 @@ impl Daemon {
             return;
         }
         self.handle_pending();
+    }
+
+    /// Ends some of what a connection that is at its end gave for its lifetime. Whether there may be more.
+    pub(crate) fn shed(&mut self, id: ConnectionId) -> bool {
+        if self.pause.is_still {
+            return false;
+        }
+        let Some(effects) = self.stash.shed(id, clock::now()) else { return false };
+        self.perform(effects);
+        self.handle_pending();
+        true
     }
 
     /// Does all that is to be done.

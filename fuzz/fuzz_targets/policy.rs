@@ -126,7 +126,7 @@ fn write_quota(to: &mut String, whom: Option<&Whom>, quota: &Quota<Option<u64>>)
     let Quota { entries, connections, label_bytes, waits, watches, transactions, .. } = *quota;
     let idle = quota.idle_usec.map(|usec| usec / 1_000_000);
     let stash = [entries, connections, label_bytes, waits, watches, transactions, quota.opens];
-    let all = stash.into_iter().chain([quota.descriptors, quota.bytes, idle]);
+    let all = stash.into_iter().chain([quota.descriptors, quota.bytes, quota.names, idle]);
     for (key, most) in form::KEYS.into_iter().zip(all) {
         let _ = most.map(|most| writeln!(to, "{key} = {most}"));
     }

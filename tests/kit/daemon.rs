@@ -235,7 +235,7 @@ pub(crate) fn of_process(pid: Pid, file: &str) -> PathBuf {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let ended = self.processes.first().try_wait().ok().flatten();
-        self.processes.kill();
+        self.processes.end();
         let log = self.log();
         if thread::panicking() {
             eprintln!("the daemon's log:\n{log}");

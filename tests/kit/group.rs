@@ -52,41 +52,52 @@ impl Group {
         let _ = self.0.wait();
     }
 
-    /// Ends all of its processes without a warning, and waits until they have.
+    /// Ends all of its processes without a warning, and waits until they have, and nothing is open any
+    /// more that they had.
     pub fn kill(&mut self) {
+        self.end();
+        let group = self.pid();
+        wait_until(SOON, || of_group(group).all(|found| found.threads == 1));
+    }
+
+    /// The same, but does not wait for threads that hang in the kernel, as they may until the test has ended.
+    pub(crate) fn end(&mut self) {
         let group = self.pid();
         let _ = kill_process_group(group, Signal::KILL);
         let _ = self.0.wait();
-        wait_until(SOON, || alive(group).is_empty());
+        wait_until(SOON, || of_group(group).all(|found| found.is_dead));
     }
 
     /// How many of its processes live.
     #[must_use]
     pub fn alive(&self) -> usize {
-        alive(self.pid()).len()
+        of_group(self.pid()).filter(|found| !found.is_dead).count()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
+        self.end();
     }
 }
 
-/// The processes of a group that have not ended, whether somebody has taken note or not.
-fn alive(group: Pid) -> Vec<Pid> {
+/// A process of a group.
+struct Found {
+    /// Whether its first thread has ended, whether somebody has taken note or not.
+    is_dead: bool,
+    /// How many threads it has, the first among them. Its files are open as long as there is another.
+    threads: usize,
+}
+
+fn of_group(group: Pid) -> impl Iterator<Item = Found> {
     let number = group.as_raw_pid().to_string();
     let processes = fs::read_dir("/proc").expect("there is a /proc");
-    let ours = processes.flatten().filter_map(|process| {
-        let pid = process.file_name().to_str()?.parse().ok()?;
+    processes.flatten().filter_map(move |process| {
         let stat = fs::read_to_string(process.path().join("stat")).ok()?;
-        // Behind the name, which may have anything in it: state, parent, group, and 14 on, threads.
-        let mut fields = stat.rsplit(')').next()?.split_whitespace();
-        let has_first_thread = !matches!(fields.next()?, "Z" | "X");
-        let is_ours = fields.nth(1)? == number;
-        // A process's files are open as long as any of its threads is there.
-        let is_dead = !has_first_thread && fields.nth(14)? == "1";
-        Pid::from_raw(pid).filter(|_| is_ours && !is_dead)
-    });
-    ours.collect()
+        // Behind the name, which may have anything in it: state, parent, group, and 15 on, threads.
+        let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
+        let [state, group, threads] = [0, 2, 17].map(|at| fields.get(at));
+        let is_dead = matches!(*state?, "Z" | "X");
+        (*group? == number).then_some(Found { is_dead, threads: threads?.parse().ok()? })
+    })
 }

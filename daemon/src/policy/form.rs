@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 /// What a rule on quotas can bound.
-pub(super) const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 11] = [
     "entries",
     "connections",
     "label_bytes",
@@ -17,6 +17,7 @@ pub(super) const KEYS: [&str; 10] = [
     "opens",
     "descriptors",
     "bytes",
+    "transaction_names",
     "idle_transaction",
 ];
 
@@ -68,6 +69,7 @@ pub(super) struct QuotaText {
     opens: Option<u32>,
     descriptors: Option<u32>,
     bytes: Option<u32>,
+    transaction_names: Option<u32>,
     /// In seconds.
     idle_transaction: Option<u32>,
 }
@@ -86,6 +88,7 @@ impl QuotaText {
             opens: self.opens.map(u64::from),
             descriptors: self.descriptors.map(u64::from),
             bytes: self.bytes.map(u64::from),
+            names: self.transaction_names.map(u64::from),
             idle_usec: idle,
         }
     }

@@ -122,6 +122,7 @@ impl<F> Stash<F> {
     ) -> Result<Needed, Refusal> {
         let client = self.client(by)?;
         let (uid, in_transaction) = (client.uid(), client.in_transaction());
+        self.check_names(by, gifts.iter().map(|gift| &gift.name))?;
         let quota = usage::more(
             uid,
             gifts.iter().map(|gift| {

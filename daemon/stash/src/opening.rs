@@ -127,6 +127,7 @@ impl<F> Stash<F> {
         let openings: Vec<_> = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
         let places = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
         let (uid, in_transaction) = (client.uid(), client.in_transaction());
+        self.check_names(by, reopenings.iter().map(|wanted| &wanted.name))?;
         let quota = usage::more(
             uid,
             reopenings.iter().map(|wanted| {

@@ -1,7 +1,9 @@
 //! [`Limits`], how much there may be of everything; and [`Quota`], how much of it one user may have, so
 //! that nobody can use up what is there for all.
 
-use crate::{Origin, Rules, Stash, Who, Whom};
+use fdstash_proto::{Name, Refusal};
+
+use crate::{ConnectionId, Origin, Rules, Stash, Who, Whom, stash::limit_exceeded};
 
 /// How much there may be of what peers can make grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,9 @@ pub struct Quota<T = u64> {
     pub watches: T,
     /// Open transactions.
     pub transactions: T,
+    /// Names that one transaction holds, or one call without a transaction: they are settled in one step,
+    /// for which all others wait.
+    pub names: T,
     /// Calls whose files are being opened.
     pub opens: T,
     /// Descriptors on their way in or out, which the daemon counts.
@@ -90,6 +95,7 @@ impl<T: Copy> Quota<T> {
             waits: of_each,
             watches: of_each,
             transactions: of_each,
+            names: of_each,
             opens: of_each,
             descriptors: of_each,
             bytes: of_each,
@@ -105,6 +111,7 @@ impl<T: Copy> Quota<T> {
             waits: with(self.waits, other.waits),
             watches: with(self.watches, other.watches),
             transactions: with(self.transactions, other.transactions),
+            names: with(self.names, other.names),
             opens: with(self.opens, other.opens),
             descriptors: with(self.descriptors, other.descriptors),
             bytes: with(self.bytes, other.bytes),
@@ -133,5 +140,21 @@ impl<F> Stash<F> {
         let is_exempt = self.limits.is_exempt(who.peer.uid);
         let default = if is_exempt { Quota::NONE } else { self.limits.quota };
         self.rules.quota_of(who, is_exempt).zip(default, Option::unwrap_or)
+    }
+
+    /// Finds out whether a connection may hold these names, beside what its transaction holds.
+    pub(crate) fn check_names<'a>(
+        &self,
+        by: ConnectionId,
+        names: impl IntoIterator<Item = &'a Name>,
+    ) -> Result<(), Refusal> {
+        let client = self.client(by)?;
+        let more = names.into_iter().filter(|name| !client.holds.contains(*name)).count();
+        let most = self.quota_of(&client.who).names;
+        if more > 0 && (client.holds.len() + more) as u64 > most {
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            return Err(limit_exceeded("namesPerTransaction", most));
+        }
+        Ok(())
     }
 }

@@ -23,6 +23,9 @@ use crate::{
     usage::Usage,
 };
 
+/// How much of what ends without a call, and could be any number, ends in one step, for which all wait.
+const MANY: usize = 128;
+
 /// Names one connection; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -143,6 +146,22 @@ impl<F> Stash<F> {
         self.clients.insert(id, Client::new(who));
         self.charge_client(id, Usage::CONNECTION);
         Ok(id)
+    }
+
+    /// Ends some of what a connection that is at its end gave for its lifetime. None, if so little of it is
+    /// left that [`Stash::disconnect`] may end it in one step.
+    pub fn shed(&mut self, id: ConnectionId, now: Now) -> Option<Effects<F>> {
+        let ephemeral = &self.clients.get(&id)?.ephemeral;
+        let is_doomed = |name: &Name| self.slots.get(name).is_none_or(|slot| slot.doom.is_some());
+        let left = ephemeral.values().filter(|name| !is_doomed(name));
+        let mut ends: Vec<_> = left.take(MANY + 1).map(|it| (it.clone(), Change::Closed)).collect();
+        if ends.len() <= MANY {
+            return None;
+        }
+        ends.truncate(MANY);
+        let mut effects = Effects::new();
+        self.end(ends, &mut effects, now);
+        Some(effects)
     }
 
     /// Forgets a connection: its transaction and its unfinished call never were, and what it gave
@@ -277,11 +296,13 @@ impl<F> Stash<F> {
         effects
     }
 
-    /// Does what is due.
+    /// Does what is due, or the first part of it: [`Stash::next_due`] tells whether there is more.
     pub fn tick(&mut self, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
         let (mut expired, mut idle) = (Vec::new(), Vec::new());
-        while let Some(due) = self.due.first_entry().filter(|due| due.key().0 <= now.boot_usec) {
+        for _ in 0..MANY {
+            let due = self.due.first_entry().filter(|due| due.key().0 <= now.boot_usec);
+            let Some(due) = due else { break };
             match due.key().1 {
                 Due::Entry(_) => expired.extend(due.remove().map(|name| (name, Change::Expired))),
                 Due::Wait(id) => {
@@ -330,8 +351,9 @@ impl<F> Stash<F> {
     }
 
     fn close(&mut self, by: ConnectionId, names: Vec<Name>, now: Now, effects: &mut Effects<F>) {
-        let refusal = names.iter().find_map(|name| self.existing(by, name, Verb::Close).err());
-        if let Some(refusal) = refusal {
+        let closes = |name| self.existing(by, name, Verb::Close).map(drop);
+        let checked = names.iter().try_for_each(closes);
+        if let Err(refusal) = checked.and_then(|()| self.check_names(by, &names)) {
             return self.refuse(by, refusal, Vec::new(), effects);
         }
         for name in &names {

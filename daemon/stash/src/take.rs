@@ -98,10 +98,13 @@ impl<F> Stash<F> {
         }
         let client = self.client(by)?;
         let in_transaction = client.in_transaction();
+        let holds = in_transaction || taking == Taking::Move;
+        if holds {
+            self.check_names(by, names)?;
+        }
         if !openings.is_empty() {
             self.check_open(&client.who)?;
         }
-        let holds = in_transaction || taking == Taking::Move;
         let newly = names.iter().filter(|name| holds && self.hold(by, name)).cloned().collect();
         match taking {
             Taking::Fresh if openings.is_empty() => answer(by, Ok(Reply::Handed(handed)), effects),

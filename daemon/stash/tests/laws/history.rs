@@ -90,6 +90,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             label_bytes: quota.label_bytes.unwrap_or(100),
             waits: quota.waits.unwrap_or(3),
             transactions: quota.transactions.unwrap_or(2),
+            names: quota.names.unwrap_or(4),
             opens: quota.opens.unwrap_or(2),
             descriptors: 0,
             bytes: 0,
@@ -190,9 +191,9 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
 /// How much somebody may have of a few things, never much.
 fn quota(idle_usec: BoxedStrategy<u64>) -> impl Strategy<Value = Quota<Option<u64>>> {
     let some = |most: u64| option::weighted(0.4, 0..most);
-    let all = (some(6), some(5), some(40), some(4), some(3), some(3), some(3));
+    let all = (some(6), some(5), some(40), some(4), some(3), some(3), some(3), some(5));
     (all, option::weighted(0.4, idle_usec)).prop_map(|(all, idle_usec)| {
-        let (entries, connections, label_bytes, waits, watches, transactions, opens) = all;
+        let (entries, connections, label_bytes, waits, watches, transactions, opens, names) = all;
         Quota {
             entries,
             connections,
@@ -200,6 +201,7 @@ fn quota(idle_usec: BoxedStrategy<u64>) -> impl Strategy<Value = Quota<Option<u6
             waits,
             watches,
             transactions,
+            names,
             opens,
             descriptors: None,
             bytes: None,

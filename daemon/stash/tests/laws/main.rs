@@ -421,7 +421,7 @@ fn histories_are_played_by_the_thousand() {
 }
 
 /// The limits that calls can meet.
-const LIMITS: [&str; 9] = [
+const LIMITS: [&str; 10] = [
     "entries",
     "descriptors",
     "opens",
@@ -430,6 +430,7 @@ const LIMITS: [&str; 9] = [
     "waitsPerUser",
     "watchesPerUser",
     "transactionsPerUser",
+    "namesPerTransaction",
     "opensPerUser",
 ];
 

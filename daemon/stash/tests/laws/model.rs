@@ -255,6 +255,22 @@ impl Model {
         said
     }
 
+    /// Finds out whether somebody may hold all these names, and those that it holds, at once.
+    fn check_names<'a>(
+        &'a self,
+        by: ConnectionId,
+        names: impl IntoIterator<Item = &'a Name>,
+    ) -> Result<(), Refusal> {
+        let client = &self.clients[&by];
+        let all: BTreeSet<&Name> = client.own.keys().chain(names).collect();
+        let most = reference::quota(&self.limits, &self.rules, &client.who).names;
+        if all.len() > client.own.len() && all.len() as u64 > most {
+            let (limit, value) = ("namesPerTransaction".into(), most as i64);
+            return Err(Refusal::LimitExceeded { limit, value });
+        }
+        Ok(())
+    }
+
     /// Refuses all that a transaction wants that was rolled back, until its client knows.
     fn unless_failed(
         &mut self,
@@ -761,6 +777,7 @@ impl Model {
             }
             openings.extend(gift.fresh.then(|| gift.name.clone()));
         }
+        self.check_names(by, gifts.iter().map(|gift| &gift.name))?;
         let needs = |gift: &&Gift<Inspected<u64>>| match self.view(by, &gift.name) {
             Some(old) if client.in_transaction => self.is_kept(old),
             Some(_) => false,
@@ -860,12 +877,15 @@ impl Model {
             let verb = if taking == Taking::Move { Verb::Take } else { Verb::Copy };
             lent.push((name.clone(), self.existing(by, name, verb)?.fd));
         }
+        let in_transaction = self.clients[&by].in_transaction;
+        let holds = in_transaction || taking == Taking::Move;
+        if holds {
+            self.check_names(by, names)?;
+        }
         if taking == Taking::Fresh && !names.is_empty() {
             self.check_open(&self.clients[&by].who)?;
         }
-        let in_transaction = self.clients[&by].in_transaction;
-        let moves = taking == Taking::Move;
-        let newly = if in_transaction || moves { self.hold(by, names) } else { Vec::new() };
+        let newly = if holds { self.hold(by, names) } else { Vec::new() };
         let unfinished = |purpose| {
             let promised = Usage::default();
             Unfinished { purpose, names: names.to_vec(), newly, room: 0, promised }
@@ -904,6 +924,7 @@ impl Model {
         for name in &names {
             self.existing(by, name, Verb::Close)?;
         }
+        self.check_names(by, &names)?;
         self.hold(by, &names);
         for name in &names {
             self.put(by, name, None, said);
@@ -935,6 +956,7 @@ impl Model {
             }
         }
         let names: Vec<_> = reopenings.iter().map(|wanted| wanted.name.clone()).collect();
+        self.check_names(by, &names)?;
         if names.is_empty() {
             said.answer(by, handed(Vec::new()));
             return Ok(());

@@ -94,6 +94,7 @@ pub(crate) fn quota(limits: &Limits, rules: &Rules, who: &Who) -> Quota {
         waits: first(|it| it.waits, default.waits),
         watches: first(|it| it.watches, default.watches),
         transactions: first(|it| it.transactions, default.transactions),
+        names: first(|it| it.names, default.names),
         opens: first(|it| it.opens, default.opens),
         descriptors: first(|it| it.descriptors, default.descriptors),
         bytes: first(|it| it.bytes, default.bytes),

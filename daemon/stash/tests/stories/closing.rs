@@ -1,9 +1,11 @@
 //! Close, and the ends that come without a call: by time, by hang-up, with a connection.
 
-use fdstash_proto::{Call, Change};
+use fdstash_proto::{Call, Change, Clash, Gift};
+use fdstash_stash::Inspected;
 
 use crate::stage::{
-    Stage, close, commit, copy, ephemeral, expiring, gift, give, polled, reopen, shared, take, wait,
+    Stage, Word, close, commit, copy, ephemeral, expiring, gift, give, polled, reopen, shared,
+    take, wait,
 };
 
 #[test]
@@ -217,6 +219,48 @@ fn what_is_ephemeral_goes_with_its_giver() {
 
     assert_eq!(left, ["record -a=1 -c=3", "close 1 3"]);
     assert_eq!(stage.list(other), ["b=2"]);
+}
+
+/// So many names, and their gifts.
+fn many(
+    count: usize,
+    kind: impl Fn(usize, Gift<Inspected<Word>>) -> Gift<Inspected<Word>>,
+) -> Call<Inspected<Word>> {
+    let gifts = (0..count).map(|at| kind(at, gift(&format!("n{at:03}"), "image")));
+    Call::Give { gifts: gifts.collect(), clash: Clash::Replace, ticket: None }
+}
+
+#[test]
+fn much_that_expires_together_ends_in_several_steps() {
+    let mut stage = Stage::with_room_for(300, 10, 400);
+    let vmm = stage.connect("vmm", 1);
+    stage.call(vmm, many(300, |_, gift| expiring(10, gift)));
+
+    let left = [10, 0, 0].map(|usec| {
+        stage.tick(usec);
+        (stage.stash.count(), stage.stash.next_due())
+    });
+
+    assert_eq!(left, [(172, Some(10)), (44, Some(10)), (0, None)]);
+}
+
+#[test]
+fn much_that_is_ephemeral_ends_in_several_steps_but_for_what_others_hold() {
+    let mut stage = Stage::with_room_for(300, 10, 400);
+    let (vmm, root) = (stage.connect("vmm", 1), stage.connect("root", 0));
+    stage.call(vmm, many(300, |_, gift| ephemeral(gift)));
+    stage.call(root, Call::Begin);
+    stage.call(root, close(["n000", "n001"]));
+
+    let mut left = Vec::new();
+    while stage.shed(vmm).is_some() {
+        left.push(stage.stash.count());
+    }
+    stage.disconnect(vmm);
+    assert_eq!((left, stage.stash.count()), (vec![174, 46], 2));
+    stage.call(root, Call::Rollback);
+
+    assert_eq!(stage.stash.count(), 0);
 }
 
 #[test]

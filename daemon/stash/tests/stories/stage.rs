@@ -77,6 +77,12 @@ impl Stage {
         id
     }
 
+    /// Some of what a connection gave for its lifetime ends, before it does.
+    pub(crate) fn shed(&mut self, id: ConnectionId) -> Option<Vec<String>> {
+        let effects = self.stash.shed(id, self.now())?;
+        Some(self.tell(effects))
+    }
+
     pub(crate) fn disconnect(&mut self, id: ConnectionId) -> Vec<String> {
         let effects = self.stash.disconnect(id, self.now());
         self.tell(effects)
