@@ -46,13 +46,16 @@ const FIRST: i32 = -15;
 /// How many processes attack.
 const PROCESSES: usize = 2;
 
+/// The most names of one transaction, or call.
+const MOST_AT_ONCE: usize = 512;
+
 const HONEST: u32 = 61_001;
 const HOSTILE: u32 = 61_002;
 
 /// What somebody does to the daemon at this socket, without end.
 type Act = fn(&Path);
 
-const ATTACKS: [(&str, Act); 17] = [
+const ATTACKS: [(&str, Act); 18] = [
     ("silent connections", silent),
     ("connections that come and go", come_and_go),
     ("half messages", halves),
@@ -66,10 +69,11 @@ const ATTACKS: [(&str, Act); 17] = [
     ("closes that hang", closes),
     ("labels of 900 KiB", labels),
     ("60000 names in a call", many_names),
-    ("1000 closes in a call", many_closes),
-    ("transactions of 1000 gifts", transactions),
+    ("512 closes in a call", many_closes),
+    ("transactions of 512 gifts", transactions),
     ("gifts before dear watchers", dear_watchers),
     ("1000 gifts that expire at once", expiries),
+    ("1000 gifts that go with theirs", ephemerals),
 ];
 
 fn main() {
@@ -403,7 +407,7 @@ fn many_names(socket: &Path) {
 
 fn many_closes(socket: &Path) {
     begin(|| {
-        let names = give_many(socket, 1000, false, &json!({}));
+        let names = give_many(socket, MOST_AT_ONCE, false, &json!({}));
         let mut raw = Raw::connect(socket);
         raw.try_send(&call("Close", &json!({"names": names})), &[] as &[File]);
         let _ = raw.try_reply();
@@ -412,14 +416,14 @@ fn many_closes(socket: &Path) {
 
 fn transactions(socket: &Path) {
     let nulls: Vec<File> = (0..200).map(|_| null()).collect();
-    let names = own_names(1000);
+    let names = own_names(MOST_AT_ONCE);
     let mut raw = Raw::connect(socket);
     let nothing: &[File] = &[];
     begin(|| {
         raw.try_send(&call("Begin", &json!({})), nothing);
         let _ = raw.try_reply();
         for names in names.chunks(200) {
-            raw.try_send(&call("Give", &gifts_of(names)), &nulls);
+            raw.try_send(&call("Give", &gifts_of(names)), &nulls[..names.len()]);
             let _ = raw.try_reply();
         }
         raw.try_send(&call("Commit", &json!({})), nothing);
@@ -437,5 +441,12 @@ fn dear_watchers(socket: &Path) {
 fn expiries(socket: &Path) {
     begin(|| {
         give_many(socket, 1000, false, &json!({"expireUSec": 50_000}));
+    });
+}
+
+/// Gives, and hangs up.
+fn ephemerals(socket: &Path) {
+    begin(|| {
+        give_many(socket, 1000, false, &json!({"ephemeral": true}));
     });
 }
