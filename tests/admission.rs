@@ -2,7 +2,7 @@
 //! where the kernel passes on no more for now.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::Write,
     net::{TcpListener, TcpStream},
     os::{fd::AsFd, unix::net::UnixStream},
@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
-use fdstash::{Error, Gift, Refusal, Share, blocking::Client};
+use fdstash::{Gift, Share, blocking::Client};
 use fdstash_proto::socket;
 use kit::{
-    Daemon, Raw, SOON, User, call, file, gift, identity, is_root, name, names, only, python,
-    skipped, wait_until,
+    Daemon, Raw, SOON, User, call, can_be_others, file, gift, identity, name, names, not_found,
+    null, nulls, only, python, refusal, skipped, wait_until,
 };
 use rustix::{
     net::sockopt::set_socket_linger,
@@ -27,28 +27,6 @@ const ALICE: u32 = 61001;
 const BOB: u32 = 61002;
 const STASH: u32 = 61050;
 const TEAM: u32 = 61100;
-
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn not_found(text: &str) -> Refusal {
-    Refusal::NotFound { name: text.into() }
-}
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
 
 /// The groups that the thread is in now, as whoever looks at it sees them.
 fn groups_now() -> String {
@@ -186,7 +164,7 @@ fn before_a_connection_is_admitted_none_of_its_descriptors_gets_in() {
     let mut client = daemon.client();
     client.give(&[gift("kept", null())]).unwrap();
     let before = daemon.held_at_rest();
-    let nulls: Vec<_> = (0..253).map(|_| null()).collect();
+    let nulls = nulls(253);
 
     let stopped = Stopped::server_of(&daemon);
     let open = daemon.open_descriptors();
@@ -221,7 +199,7 @@ fn who_is_turned_away_with_descriptors_unread_holds_nobody_up() {
     // One of them is late, for the one that has asked for figures may not have gone yet.
     let answers = |raw: &mut Raw| raw.call("List", &json!({}))["error"].is_null();
     assert!(admitted[..18].iter_mut().all(answers));
-    let nulls: Vec<_> = (0..253).map(|_| null()).collect();
+    let nulls = nulls(253);
     let (slow, reader) = lingering();
 
     let stopped = Stopped::server_of(&daemon);
@@ -285,7 +263,7 @@ impl Congested {
         assert_eq!(raw.give(&["a", "b"], &kept)["error"], json!(null));
         let on_their_way = user.run(|| {
             let (one, other) = UnixStream::pair().expect("sockets can be made");
-            let nulls: Vec<_> = (0..200).map(|_| null()).collect();
+            let nulls = nulls(200);
             for _ in 0..2 {
                 let sent = socket::send(&one, b"x", &nulls).expect("they can be sent");
                 assert_eq!(sent, 1);

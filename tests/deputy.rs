@@ -10,8 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fdstash::{Access, Error, Gift, Refusal, Reopening, Share, blocking::Client};
-use kit::{Daemon, Fuse, User, file, gift, is_root, name, names, only, skipped};
+use fdstash::{Access, Gift, Refusal, Reopening, blocking::Client};
+use kit::{
+    Daemon, Fuse, User, can_be_others, denied, errno_name, file, gift, name, names, only, refusal,
+    shared, skipped,
+};
 use rustix::{
     fs::{
         CWD, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, memfd_create,
@@ -25,36 +28,8 @@ const BOB: u32 = 61002;
 const STASH: u32 = 61050;
 const DISK: u32 = 61200;
 
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn errno_name<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
-    let refused = refusal(outcome);
-    let Refusal::ReopenFailed { errno_name, .. } = refused else { panic!("{refused:?}") };
-    errno_name
-}
-
-fn denied(text: &str, verb: &str) -> Refusal {
-    Refusal::AccessDenied { name: text.into(), verb: verb.into() }
-}
-
 fn wider<F>(text: &str, fd: F, access: Access) -> Gift<F> {
     Gift { may_reopen: Some(access), ..gift(text, fd) }
-}
-
-fn shared<F>(gift: Gift<F>, uids: &[u32]) -> Gift<F> {
-    Gift { share: Share { uids: uids.to_vec(), gids: vec![] }, ..gift }
 }
 
 fn to(access: Access) -> [Reopening; 1] {
@@ -113,7 +88,7 @@ fn who_may_read_what_was_found_needs_the_right_to_it_at_the_time() {
     let found = path_of(&path);
     let mut of_alice = daemon.client_as(&User::new(ALICE));
     // She could read it when she gave it, and shares it; but it is her right, and not the daemon's.
-    of_alice.give(&[shared(wider("a", &found, Access::Read), &[BOB])]).unwrap();
+    of_alice.give(&[shared(wider("a", &found, Access::Read), &[BOB], &[])]).unwrap();
     let mut of_bob = daemon.client_as(&User::new(BOB));
 
     assert_eq!(errno_name(of_bob.reopen(&to(Access::Read))), "EACCES");
@@ -131,7 +106,7 @@ fn what_was_narrowed_is_wide_again_only_by_ones_own_right() {
     let daemon = Daemon::spawn();
     let path = owned(&daemon.path("file"), 0, 0, 0o600);
     let both = File::options().read(true).write(true).open(path).unwrap();
-    daemon.client().give(&[shared(gift("a", &both), &[ALICE])]).unwrap();
+    daemon.client().give(&[shared(gift("a", &both), &[ALICE], &[])]).unwrap();
     let mut of_alice = daemon.client_as(&User::new(ALICE));
 
     only(of_alice.reopen(&to(Access::Read)).unwrap());
@@ -298,7 +273,7 @@ fn what_the_daemon_may_not_open_is_opened_by_who_asks_if_that_may() {
     let alice = User::new(ALICE);
     let both = alice.run(|| File::options().read(true).write(true).open(&path)).unwrap();
     let mut of_alice = daemon.client_as(&alice);
-    of_alice.give(&[shared(Gift { fresh: true, ..gift("a", &both) }, &[BOB])]).unwrap();
+    of_alice.give(&[shared(Gift { fresh: true, ..gift("a", &both) }, &[BOB], &[])]).unwrap();
     let mut of_bob = daemon.client_as(&User::new(BOB));
 
     // Neither the daemon may nor Bob; what is kept is there all the same.
@@ -320,7 +295,7 @@ fn what_only_the_daemon_may_open_is_opened_by_it_and_nothing_else() {
     let path = owned(&daemon.path("file"), ALICE, ALICE, 0o600);
     let read_only = File::open(&path).unwrap();
     let mut of_alice = daemon.client_as(&User::new(ALICE));
-    of_alice.give(&[shared(wider("a", &read_only, Access::ReadWrite), &[BOB])]).unwrap();
+    of_alice.give(&[shared(wider("a", &read_only, Access::ReadWrite), &[BOB], &[])]).unwrap();
     let mut of_bob = daemon.client_as(&User::new(BOB));
 
     only(of_bob.reopen(&to(Access::Read)).unwrap());

@@ -3,14 +3,13 @@
 //! in the end all of it is, and the daemon is as it was. How long it takes, `benches/honest.rs` measures.
 
 use std::{
-    fs::File,
     io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
 use kit::{
-    Daemon, Fuse, Opens, Raw, SOON, User, call, file, gift, gifts, is_root, name, names, only,
-    raise_open_files, skipped, wait_until,
+    Daemon, Fuse, Opens, Raw, SOON, User, call, file, gift, gifts, is_root, name, names, null,
+    nulls, only, raise_open_files, skipped, wait_until,
 };
 use rustix::{
     fs::OFlags,
@@ -32,10 +31,6 @@ fn honest() -> User {
     User::new(61_001)
 }
 
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
 /// What is sent on each of some connections. Its calls but the last one are done before that is refused.
 struct Attack {
     connections: usize,
@@ -50,7 +45,7 @@ struct Attack {
 fn withstands(daemon: &Daemon, attack: &Attack) {
     let held = daemon.held_at_rest();
     let (memory, before) = (daemon.memory(), daemon.statistics().refused);
-    let nulls: Vec<File> = (0..attack.fds).map(|_| null()).collect();
+    let nulls = nulls(attack.fds);
     let hostile: Vec<Raw> =
         hostile().run(|| (0..attack.connections).map(|_| daemon.raw()).collect());
     let mut honest = honest().run(|| daemon.raw());
@@ -94,7 +89,7 @@ fn give_many(daemon: &Daemon, count: usize) {
     let mut raw = hostile().run(|| daemon.raw());
     for names in names.chunks(MANY) {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let nulls: Vec<File> = names.iter().map(|_| null()).collect();
+        let nulls = nulls(names.len());
         assert!(raw.give(&names, &nulls)["error"].is_null());
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use fdstash::{Error, Refusal};
 use fdstash_proto::MAX_DESCRIPTORS;
 use kit::{
-    Cgroup, Daemon, Fuse, Opens, Raw, SOON, User, call, file, gift, gifts, is_root, name, names,
-    pattern, skipped, wait_until,
+    Cgroup, Daemon, Fuse, Opens, Raw, SOON, User, call, can_be_others, file, gift, gifts, name,
+    names, null, nulls, pattern, skipped, wait_until,
 };
 use rustix::{
     fs::OFlags,
@@ -25,14 +25,6 @@ use serde_json::{Value, json};
 
 const HONEST: u32 = 4100;
 const HOSTILE: u32 = 4200;
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
-fn nulls(count: usize) -> Vec<File> {
-    (0..count).map(|_| null()).collect()
-}
 
 fn many(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}{number}")).collect()
@@ -44,14 +36,6 @@ fn borrowed(texts: &[String]) -> Vec<&str> {
 
 fn raw_as(daemon: &Daemon, uid: u32) -> Raw {
     User::new(uid).run(|| daemon.raw())
-}
-
-/// Whether this machine lets others than root be there.
-fn has_users() -> bool {
-    if !is_root() {
-        skipped("only root can be somebody else");
-    }
-    is_root()
 }
 
 /// Gives and takes back so many times, on one connection, and is never refused and never cut off.
@@ -123,7 +107,7 @@ fn hung_up_on(daemon: &Daemon, uid: u32) -> Vec<String> {
 
 #[test]
 fn floods_of_descriptors_cost_an_honest_user_nothing() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::builder().open_files(4096).spawn();
@@ -163,7 +147,7 @@ fn floods_of_descriptors_cost_an_honest_user_nothing() {
 
 #[test]
 fn half_messages_with_descriptors_hold_no_more_than_their_users_share() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::builder().open_files(16384).arg("--patience=2").spawn();
@@ -187,7 +171,7 @@ fn half_messages_with_descriptors_hold_no_more_than_their_users_share() {
 
 #[test]
 fn a_user_who_fills_what_it_may_goes_on_when_there_is_room_again() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::spawn();
@@ -216,7 +200,7 @@ fn a_user_who_fills_what_it_may_goes_on_when_there_is_room_again() {
 
 #[test]
 fn calls_that_wait_for_their_files_do_not_wait_for_those_that_come_after() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::spawn();
@@ -252,7 +236,7 @@ fn calls_that_wait_for_their_files_do_not_wait_for_those_that_come_after() {
 
 #[test]
 fn a_call_whose_client_goes_before_its_files_are_opened_counts_no_longer() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let Some(mut fuse) = Fuse::mount() else { return skipped("FUSE cannot be mounted here") };
@@ -297,7 +281,7 @@ fn a_call_whose_client_goes_before_its_files_are_opened_counts_no_longer() {
 
 #[test]
 fn what_its_sender_has_left_behind_is_still_done_when_there_is_room() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::spawn();
@@ -325,7 +309,7 @@ fn what_its_sender_has_left_behind_is_still_done_when_there_is_room() {
 
 #[test]
 fn takers_that_do_not_read_hold_no_more_than_their_users_share() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::builder().open_files(16384).spawn();
@@ -358,7 +342,7 @@ fn takers_that_do_not_read_hold_no_more_than_their_users_share() {
 fn opens_that_hang_by_the_hundred_leave_root_and_others_theirs() {
     const USERS: u32 = 10;
     const EACH: u32 = 60;
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let Some(mut fuse) = Fuse::mount() else { return skipped("FUSE cannot be mounted here") };
@@ -410,7 +394,7 @@ fn opens_that_hang_by_the_hundred_leave_root_and_others_theirs() {
 
 #[test]
 fn closes_that_hang_hold_up_nobody_elses() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::spawn();
@@ -444,7 +428,7 @@ fn closes_that_hang_hold_up_nobody_elses() {
 
 #[test]
 fn who_has_too_many_closes_waiting_gets_no_further_connection() {
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     kit::raise_open_files();
@@ -478,7 +462,7 @@ fn who_has_too_many_closes_waiting_gets_no_further_connection() {
 #[test]
 fn at_the_limit_of_memory_nothing_is_lost_that_is_kept() {
     let Some(group) = Cgroup::new("memory") else { return skipped("there are no cgroups here") };
-    if !has_users() {
+    if !can_be_others() {
         return;
     }
     let daemon = Daemon::spawn();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fdstash::{Access, Entry, Error, Gift, Refusal, Reopening, Share, blocking::Client};
-use kit::{Daemon, User, file, gift, identity, is_root, name, only, pattern, skipped};
+use kit::{Daemon, User, can_be_others, file, gift, identity, name, only, pattern};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, mknodat};
 
 const ALICE: u32 = 61001;
@@ -164,8 +164,7 @@ struct Shared {
 impl Shared {
     /// None without root.
     fn new() -> Option<Self> {
-        if !is_root() {
-            skipped("to be other users takes root");
+        if !can_be_others() {
             return None;
         }
         let daemon = Daemon::builder().own_program().spawn();

@@ -12,22 +12,14 @@ use std::{
 use fdstash::{Access, Gift, Reopening};
 use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE};
 use kit::{
-    Daemon, Lease, Raw, SOON, call, file, gift, gifts, messages, name, names, only, pattern,
-    wait_until,
+    Daemon, Lease, Raw, SOON, call, file, gift, gifts, messages, name, names, null, nulls, only,
+    pattern, wait_until,
 };
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 const INTERFACE: &str = "org.fdstash.Stash";
 const SERVICE: &str = "org.varlink.service";
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
-fn nulls(count: usize) -> Vec<File> {
-    (0..count).map(|_| null()).collect()
-}
 
 #[track_caller]
 fn assert_refused(reply: &Value, error: &str, parameters: &Value) {

@@ -2,29 +2,16 @@
 //! there is room again.
 
 use std::{
-    fs::File,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
-use fdstash::{Error, Refusal, Reopening};
-use kit::{Daemon, Raw, SOON, call, file, gift, gifts, name, names, only, pattern, wait_until};
+use fdstash::{Refusal, Reopening};
+use kit::{
+    Daemon, Raw, SOON, call, exceeded, file, gift, gifts, name, names, null, nulls, only, pattern,
+    refusal, wait_until,
+};
 use serde_json::json;
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn exceeded(limit: &str, value: i64) -> Refusal {
-    Refusal::LimitExceeded { limit: limit.into(), value }
-}
 
 /// Lets some time go by in which nothing should happen.
 fn watch_for(span: Duration) {
@@ -157,7 +144,7 @@ fn a_flood_of_descriptors_is_refused_and_costs_nothing_that_is_kept() {
     let held = daemon.held_at_rest();
     let many: Vec<String> = (0..253).map(|number| format!("n{number}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    let nulls: Vec<File> = (0..253).map(|_| null()).collect();
+    let nulls = nulls(253);
 
     for _ in 0..50 {
         let mut raw = daemon.raw();

@@ -11,10 +11,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use fdstash::{Access, Error, Gift, Refusal, Reopening, Share, blocking::Client};
+use fdstash::{Access, Gift, Refusal, Reopening};
 use kit::{
-    Daemon, SOON, User, file, gift, identity, install_program, is_root, name, names, only, pattern,
-    program, skipped, wait_until,
+    Daemon, SOON, User, denied, file, gift, identity, install_program, is_root, listed, name,
+    names, not_found, only, program, refusal, shared, skipped, wait_until,
 };
 
 const ALICE: u32 = 61001;
@@ -33,30 +33,6 @@ fn can_have_namespaces() -> bool {
         skipped("user namespaces of many users take root");
     }
     can
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn denied(text: &str, verb: &str) -> Refusal {
-    Refusal::AccessDenied { name: text.into(), verb: verb.into() }
-}
-
-fn not_found(text: &str) -> Refusal {
-    Refusal::NotFound { name: text.into() }
-}
-
-fn shared<F>(gift: Gift<F>, uids: &[u32], gids: &[u32]) -> Gift<F> {
-    Gift { share: Share { uids: uids.to_vec(), gids: gids.to_vec() }, ..gift }
-}
-
-fn listed(client: &mut Client) -> Vec<String> {
-    let entries = client.list(&pattern("*")).expect("a list");
-    entries.iter().map(|entry| entry.name.to_string()).collect()
 }
 
 /// The command `fdstash` in namespaces of its own, between the shell and its arguments.

@@ -10,10 +10,10 @@ use std::{
     thread,
 };
 
-use fdstash::{Access, Entry, Error, Handed, Refusal, Reopening, Share, Verb, blocking::Client};
+use fdstash::{Access, Entry, Handed, Refusal, Reopening, Share, Verb, blocking::Client};
 use kit::{
-    Daemon, SOON, User, file, gift, identity, install_program, is_root, name, names, only, pattern,
-    program, skipped, wait_until,
+    Daemon, SOON, User, can_be_others, denied, errno_name, file, gift, identity, install_program,
+    name, names, not_found, null, only, pattern, program, refusal, wait_until,
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, fcntl_getfl, mknodat},
@@ -60,41 +60,12 @@ fn folder() -> TempDir {
     tempfile::Builder::new().permissions(all).tempdir().expect("a folder can be made")
 }
 
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn errno_name<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
-    let refused = refusal(outcome);
-    let Refusal::ReopenFailed { errno_name, .. } = refused else { panic!("{refused:?}") };
-    errno_name
-}
-
-fn denied(text: &str, verb: &str) -> Refusal {
-    Refusal::AccessDenied { name: text.into(), verb: verb.into() }
-}
-
-fn not_found(text: &str) -> Refusal {
-    Refusal::NotFound { name: text.into() }
-}
-
 fn entry(client: &mut Client, text: &str) -> Option<Entry> {
     client.list(&pattern(text)).expect("a list").into_iter().next()
 }
 
 /// What comes of a verb on a name.
 fn attempt(client: &mut Client, verb: &str, text: &str) -> Result<(), Refusal> {
-    let null = File::open("/dev/null").expect("there is a /dev/null");
     let all = names([text]);
     let outcome = match verb {
         "list" => return entry(client, text).map(|_| ()).ok_or_else(|| not_found(text)),
@@ -102,7 +73,7 @@ fn attempt(client: &mut Client, verb: &str, text: &str) -> Result<(), Refusal> {
         "reopen" => client.reopen(&[Reopening::new(name(text))]).map(|_| ()),
         "take" => client.take(&all).map(|_| ()),
         "close" => client.close(&all),
-        "give" => client.give(&[gift(text, null)]).map(|_| ()),
+        "give" => client.give(&[gift(text, null())]).map(|_| ()),
         other => panic!("no verb: {other}"),
     };
     outcome.map_err(|error| refusal::<()>(Err(error)))

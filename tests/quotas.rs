@@ -11,11 +11,11 @@ use std::{
     thread,
 };
 
-use fdstash::{Error, Refusal, Reopening, blocking::Client};
+use fdstash::{Refusal, Reopening, blocking::Client};
 use fdstash_proto::{Gift, Labels};
 use kit::{
-    Daemon, Fuse, Opens, Raw, SOON, User, file, gift, is_root, name, names, only, pattern, skipped,
-    wait_until,
+    Daemon, Fuse, Opens, Raw, SOON, User, can_be_others, exceeded, file, gift, name, names, null,
+    only, pattern, refusal, skipped, wait_until,
 };
 use rustix::{
     fs::OFlags,
@@ -94,28 +94,6 @@ fn both(flag: &str, key: &str, most: u64, test: impl Fn(&Bounded)) {
     // What the policy says comes before the flag.
     let policy = format!("[[quota]]\nusers = [{ALICE}]\n{key} = {most}\n[[quota]]\n{key} = 4000\n");
     test(&Bounded::new(&policy, &[&format!("{flag}=3600")]));
-}
-
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn exceeded(limit: &str, value: i64) -> Refusal {
-    Refusal::LimitExceeded { limit: limit.into(), value }
 }
 
 #[track_caller]

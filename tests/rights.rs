@@ -10,10 +10,10 @@ use std::{
     },
 };
 
-use fdstash::{Access, Change, Error, Gift, Notice, Refusal, Reopening, Share, blocking::Client};
+use fdstash::{Access, Change, Gift, Notice, Refusal, Reopening};
 use kit::{
-    Daemon, Lease, SOON, User, file, gift, identity, is_root, name, names, only, pattern, skipped,
-    wait_until,
+    Daemon, Lease, SOON, User, can_be_others, denied, errno_name, file, gift, identity, listed,
+    name, names, only, pattern, refusal, shared, wait_until,
 };
 use rustix::{
     fs::{OFlags, fcntl_getfl},
@@ -23,40 +23,6 @@ use rustix::{
 const ALICE: u32 = 61001;
 const BOB: u32 = 61002;
 const TEAM: u32 = 61100;
-
-/// Whether the test can be other users; says so if not.
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn errno_name<T: std::fmt::Debug>(outcome: Result<T, Error>) -> String {
-    let refused = refusal(outcome);
-    let Refusal::ReopenFailed { errno_name, .. } = refused else { panic!("{refused:?}") };
-    errno_name
-}
-
-fn denied(text: &str, verb: &str) -> Refusal {
-    Refusal::AccessDenied { name: text.into(), verb: verb.into() }
-}
-
-fn shared<F>(gift: Gift<F>, uids: &[u32], gids: &[u32]) -> Gift<F> {
-    Gift { share: Share { uids: uids.to_vec(), gids: gids.to_vec() }, ..gift }
-}
-
-fn listed(client: &mut Client) -> Vec<String> {
-    let entries = client.list(&pattern("*")).expect("a list");
-    entries.iter().map(|entry| entry.name.to_string()).collect()
-}
 
 fn reopening(access: Access) -> [Reopening; 1] {
     [Reopening { access: Some(access), ..Reopening::new(name("a")) }]

@@ -15,7 +15,7 @@ use std::{
 
 use fdstash::blocking::Client;
 use kit::{
-    Daemon, Group, SOON, User, gift, install_program, install_script, is_root, names, only,
+    Daemon, Group, SOON, User, gift, install_program, install_script, is_root, names, null, only,
     pattern, program, skipped, wait_until,
 };
 use rustix::{
@@ -23,10 +23,6 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 use serde_json::json;
-
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
 
 /// What a daemon says that does not start.
 fn start_at(socket: &Path) -> Output {

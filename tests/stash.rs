@@ -16,29 +16,14 @@ use fdstash::{
     Share, blocking,
 };
 use kit::{
-    Daemon, Raw, SOON, call, file, gift, gifts, identity, name, names, only, pattern, wait_until,
+    Daemon, Raw, SOON, call, file, gift, gifts, identity, listed, name, names, not_found, only,
+    pattern, refusal, wait_until,
 };
 use rustix::{
     fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock},
     pipe::pipe,
 };
 use serde_json::json;
-
-fn listed(client: &mut blocking::Client) -> Vec<String> {
-    let entries = client.list(&pattern("*")).expect("a list");
-    entries.iter().map(|entry| entry.name.to_string()).collect()
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Refusal {
-    match outcome {
-        Err(Error::Refused(refusal)) => refusal,
-        other => panic!("no refusal: {other:?}"),
-    }
-}
-
-fn not_found(text: &str) -> Refusal {
-    Refusal::NotFound { name: text.to_owned() }
-}
 
 fn changes(watch: &mut blocking::Watch, count: usize) -> Vec<(Change, String)> {
     let changed = watch.by_ref().take(count).map(|notice| match notice.expect("a notice") {

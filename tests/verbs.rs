@@ -7,7 +7,7 @@ use std::{
 };
 
 use fdstash::{Access, Change, Gift, Notice, Share, blocking::Client};
-use kit::{Daemon, Raw, User, call, file, gift, is_root, pattern, skipped};
+use kit::{Daemon, Raw, User, call, can_be_others, file, gift, null, pattern};
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -68,7 +68,11 @@ struct Stage {
 }
 
 impl Stage {
-    fn new() -> Self {
+    /// None, where the test cannot be other users.
+    fn new() -> Option<Self> {
+        if !can_be_others() {
+            return None;
+        }
         let folder = Permissions::from_mode(0o755);
         let folder = tempfile::Builder::new().permissions(folder).tempdir().expect("a folder");
         let public = folder.path().join("public");
@@ -90,7 +94,8 @@ impl Stage {
         let append = File::options().read(true).write(true).custom_flags(append).open(&alone);
         let read_only = File::open(&alone).expect("it can be opened");
         let of_alice = daemon.client_as(&User::new(ALICE));
-        Self { folder, daemon, of_alice, append: append.expect("it can be opened"), read_only }
+        let append = append.expect("it can be opened");
+        Some(Self { folder, daemon, of_alice, append, read_only })
     }
 
     /// Has Alice give what the verbs are tried on, whatever has become of it.
@@ -130,7 +135,7 @@ impl Stage {
 
     fn attempt(&self, raw: &mut Raw, verb: &str, name: &str) -> Value {
         let (method, parameters) = self.call_of(verb, name);
-        let null = [File::open("/dev/null").expect("there is a /dev/null")];
+        let null = [null()];
         let gifts = if verb == "give over" { &null[..] } else { &[] };
         raw.send(&call(method, &parameters), gifts);
         let reply = raw.reply();
@@ -145,8 +150,7 @@ impl Stage {
         self.of_alice.close(&[kit::name("e")]).expect("Alice may close what she gave");
         // What is told in any case.
         let share = Share { uids: vec![user.uid], gids: vec![] };
-        let null = File::open("/dev/null").expect("there is a /dev/null");
-        let marker = Gift { share, ..gift("marker", null) };
+        let marker = Gift { share, ..gift("marker", null()) };
         self.of_alice.give(&[marker]).expect("Alice may give");
         match watch.next().expect("something is told").expect("and can be read") {
             Notice::Changed { change: Change::Closed, entry } if entry.name.as_str() == "e" => {
@@ -184,19 +188,9 @@ fn about(reply: &Value, from: &str, to: &str) -> Value {
     serde_json::from_str(&text).expect("it is JSON still")
 }
 
-fn can_be_others() -> bool {
-    if !is_root() {
-        skipped("to be other users takes root");
-    }
-    is_root()
-}
-
 #[test]
 fn each_verb_is_for_each_sort_of_peer_what_the_table_says() {
-    if !can_be_others() {
-        return;
-    }
-    let mut stage = Stage::new();
+    let Some(mut stage) = Stage::new() else { return };
 
     for (at, user) in people().iter().enumerate() {
         for (verb, row) in TABLE {
@@ -226,10 +220,7 @@ fn each_verb_is_for_each_sort_of_peer_what_the_table_says() {
 
 #[test]
 fn in_a_transaction_each_verb_is_for_each_what_it_is_outside() {
-    if !can_be_others() {
-        return;
-    }
-    let mut stage = Stage::new();
+    let Some(mut stage) = Stage::new() else { return };
 
     for (at, user) in people().iter().enumerate() {
         for (verb, row) in TABLE.into_iter().filter(|(verb, _)| *verb != "watch") {
@@ -256,10 +247,7 @@ fn in_a_transaction_each_verb_is_for_each_what_it_is_outside() {
 
 #[test]
 fn who_holds_a_name_is_told_to_nobody_who_may_not_know_of_it() {
-    if !can_be_others() {
-        return;
-    }
-    let mut stage = Stage::new();
+    let Some(mut stage) = Stage::new() else { return };
     stage.set();
     let mut holder = User::new(ALICE).run(|| stage.daemon.raw());
     holder.call("Begin", &json!({}));

@@ -24,7 +24,9 @@ use std::{
 
 use fdstash::{Error, blocking::Client};
 use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE, socket};
-use kit::{Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, raise_open_files};
+use kit::{
+    Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, null, nulls, raise_open_files,
+};
 use rustix::{
     fs::OFlags,
     process::{Signal, set_parent_process_death_signal, setpriority_process},
@@ -211,10 +213,6 @@ fn begin(mut again: impl FnMut()) {
     }
 }
 
-fn null() -> File {
-    File::open("/dev/null").expect("there is a /dev/null")
-}
-
 fn connected(socket: &Path, count: usize) -> Vec<UnixStream> {
     let connect = |_| UnixStream::connect(socket).ok();
     (0..count).filter_map(connect).collect()
@@ -240,7 +238,7 @@ fn come_and_go(socket: &Path) {
 }
 
 fn halves(socket: &Path) {
-    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let nulls = nulls(200);
     let half = &call("Give", &gifts(&["a"]))[..20];
     begin(|| {
         for stream in connected(socket, 16) {
@@ -264,7 +262,7 @@ fn again(socket: &Path, connections: usize, message: &[u8], fds: &[File]) {
 }
 
 fn many_gifts(socket: &Path) {
-    let nulls: Vec<File> = (0..MAX_DESCRIPTORS).map(|_| null()).collect();
+    let nulls = nulls(MAX_DESCRIPTORS);
     again(socket, 4, &call("Give", &gifts_of(&own_names(MAX_DESCRIPTORS))), &nulls);
 }
 
@@ -336,7 +334,7 @@ fn give_many(socket: &Path, count: usize, long: bool, more: &Value) -> Vec<Strin
                 .into_iter()
                 .for_each(|gift| gift.extend(more.as_object().cloned().unwrap_or_default()));
         }
-        let nulls: Vec<File> = names.iter().map(|_| null()).collect();
+        let nulls = nulls(names.len());
         raw.try_send(&call("Give", &gifts), &nulls);
         let _ = raw.try_reply();
     }
@@ -415,7 +413,7 @@ fn many_closes(socket: &Path) {
 }
 
 fn transactions(socket: &Path) {
-    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let nulls = nulls(200);
     let names = own_names(MOST_AT_ONCE);
     let mut raw = Raw::connect(socket);
     let nothing: &[File] = &[];
@@ -433,7 +431,7 @@ fn transactions(socket: &Path) {
 
 fn dear_watchers(socket: &Path) {
     let _watchers = watch(socket, 64 / PROCESSES, &dear());
-    let nulls: Vec<File> = (0..200).map(|_| null()).collect();
+    let nulls = nulls(200);
     let names: Vec<String> = own_names(200).iter().map(|name| format!("{name:a>255}")).collect();
     again(socket, 1, &call("Give", &gifts_of(&names)), &nulls);
 }

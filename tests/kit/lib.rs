@@ -19,6 +19,7 @@ mod program;
 mod qemu;
 mod random;
 mod raw;
+mod refusal;
 mod systemd;
 mod user;
 
@@ -30,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fdstash::{Gift, Name, Pattern};
+use fdstash::{Gift, Name, Pattern, Share, blocking::Client};
 
 pub use crate::{
     builder::Builder,
@@ -47,8 +48,9 @@ pub use crate::{
     qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
+    refusal::{denied, errno_name, exceeded, not_found, refusal},
     systemd::{Systemd, install, uninstall},
-    user::User,
+    user::{User, can_be_others},
 };
 
 /// How long anything may take that happens soon.
@@ -91,6 +93,22 @@ pub fn gift<F>(text: &str, fd: F) -> Gift<F> {
     Gift::new(name(text), fd)
 }
 
+/// The same gift, shared with these users and groups.
+pub fn shared<F>(gift: Gift<F>, uids: &[u32], gids: &[u32]) -> Gift<F> {
+    Gift { share: Share { uids: uids.to_vec(), gids: gids.to_vec() }, ..gift }
+}
+
+/// The names of all entries that a client may know of.
+///
+/// # Panics
+///
+/// If it gets no list.
+#[track_caller]
+pub fn listed(client: &mut Client) -> Vec<String> {
+    let entries = client.list(&pattern("*")).expect("a list");
+    entries.iter().map(|entry| entry.name.to_string()).collect()
+}
+
 /// Which file a descriptor refers to, whatever its number and its path: device and inode.
 #[must_use]
 pub fn identity(fd: impl AsFd) -> (u64, u64) {
@@ -102,6 +120,18 @@ pub fn identity(fd: impl AsFd) -> (u64, u64) {
 pub fn file(path: impl AsRef<Path>, content: &str) -> File {
     std::fs::write(&path, content).expect("a file can be made");
     File::options().read(true).write(true).open(path).expect("a file can be opened")
+}
+
+/// A file that is always there, for reading: what is given where it does not matter what it is.
+#[must_use]
+pub fn null() -> File {
+    File::open("/dev/null").expect("there is a /dev/null")
+}
+
+/// So many of them, each opened on its own.
+#[must_use]
+pub fn nulls(count: usize) -> Vec<File> {
+    (0..count).map(|_| null()).collect()
 }
 
 /// The one descriptor that was handed out.

@@ -4,6 +4,17 @@ use std::thread;
 
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use crate::{is_root, skipped};
+
+/// Whether the test can be other users; says so if not.
+#[must_use]
+pub fn can_be_others() -> bool {
+    if !is_root() {
+        skipped("to be other users takes root");
+    }
+    is_root()
+}
+
 /// Somebody with rights of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {

@@ -17,6 +17,7 @@
 
 mod bytes;
 mod effect;
+mod ends;
 mod entry;
 mod facts;
 mod give;

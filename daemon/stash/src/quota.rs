@@ -3,7 +3,7 @@
 
 use fdstash_proto::{Name, Refusal};
 
-use crate::{ConnectionId, Origin, Rules, Stash, Who, Whom, stash::limit_exceeded};
+use crate::{ConnectionId, Origin, Rules, Stash, Who, Whom};
 
 /// How much there may be of what peers can make grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,5 +156,12 @@ impl<F> Stash<F> {
             return Err(limit_exceeded("namesPerTransaction", most));
         }
         Ok(())
+    }
+}
+
+pub(crate) fn limit_exceeded(limit: &str, value: usize) -> Refusal {
+    Refusal::LimitExceeded {
+        limit: limit.to_owned(),
+        value: i64::try_from(value).unwrap_or(i64::MAX),
     }
 }

@@ -8,7 +8,8 @@ use fdstash_proto::{Labels, Name, Refusal, Share};
 use crate::{
     ConnectionId, Details, Limits, Stash, Who,
     entry::{Hold, Slot, Then},
-    stash::{Client, limit_exceeded},
+    quota::limit_exceeded,
+    stash::Client,
 };
 
 /// How much a user has of what its quota bounds.
