@@ -9,7 +9,7 @@ use crate::{ConnectionId, Effects, EntryId, Now, Stash, transaction::Due};
 const MANY: usize = 128;
 
 impl<F> Stash<F> {
-    /// Takes note that an entry with [`Effect::Poll`] polls as hung up or failed.
+    /// Takes note that an entry with [`Effect::Poll`](crate::Effect::Poll) polls as hung up or failed.
     pub fn hung_up(&mut self, id: EntryId, now: Now) -> Effects<F> {
         let mut effects = Effects::new();
         if let Some(name) = self.polled.get(&id).cloned() {
