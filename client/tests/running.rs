@@ -148,6 +148,10 @@ fn the_exit_code_is_the_commands() {
 
 #[test]
 fn signals_are_passed_on() {
+    // What is ignored here, as under nohup, is ignored by the command too, which would go on for ever.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap();
     for (signal, word) in [
         (Signal::TERM, "TERM"),
         (Signal::INT, "INT"),
@@ -156,6 +160,8 @@ fn signals_are_passed_on() {
         (Signal::USR1, "USR1"),
         (Signal::USR2, "USR2"),
     ] {
+        let is_ignored = ignored & (1 << (signal.as_raw() - 1)) != 0;
+        assert!(!is_ignored, "{word} is ignored here: run this test where it is not");
         let daemon = Stage::plays(|stage| {
             stage.accepts().answers("Copy disk", handed(&names(["disk"])));
         });

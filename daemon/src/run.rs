@@ -182,6 +182,10 @@ impl Daemon {
         let effects = borrowed.stash.go_without(clock::now());
         borrowed.perform(effects);
         borrowed.handle(Input::Tick);
+        // All of what expired meanwhile, before anybody can ask for it.
+        while borrowed.stash.next_due().is_some_and(|due| due <= clock::now().boot_usec) {
+            borrowed.handle(Input::Tick);
+        }
         drop(borrowed);
         Ok((daemon, received))
     }

@@ -61,7 +61,8 @@ pub enum Notice {
         /// What it is now, or was before it went.
         entry: Box<Entry>,
     },
-    /// The watcher was too slow for so many changes, and lists anew.
+    /// The watcher was too slow for so many changes, and lists anew. Some may be of other names: how many
+    /// it would have been told of, nobody has looked.
     Lost(u64),
 }
 
