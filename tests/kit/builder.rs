@@ -30,6 +30,7 @@ pub struct Builder {
     variables: Vec<(String, OsString)>,
     launcher: Vec<&'static str>,
     maps: Option<[String; 2]>,
+    is_quiet: bool,
 }
 
 impl Builder {
@@ -44,6 +45,14 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {
         self.variables.push((key.to_owned(), value.into()));
+        self
+    }
+
+    /// That logs as little as daemons do by default, for one that is measured: which process is its
+    /// server, it does not say then.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.is_quiet = true;
         self
     }
 
@@ -144,7 +153,10 @@ impl Builder {
                 shell
             }
         };
-        command.arg("--socket").arg(&socket).args(["--log", "debug"]).args(&self.args);
+        command.arg("--socket").arg(&socket).args(&self.args);
+        if !self.is_quiet {
+            command.args(["--log", "debug"]);
+        }
         command.envs(self.variables);
         if let Some(plan) = &self.crashing {
             command.env("FDSTASH_CRASH", plan);
@@ -162,7 +174,8 @@ impl Builder {
             map(processes.pid(), maps);
         }
         let daemon = Daemon { processes, socket, log, folder, has_ended: false };
-        wait_until(SOON, || UnixStream::connect(&daemon.socket).is_ok() && daemon.servers() > 0);
+        let is_ready = || UnixStream::connect(&daemon.socket).is_ok();
+        wait_until(SOON, || is_ready() && (self.is_quiet || daemon.servers() > 0));
         if self.crashing.is_some() {
             // The first of its servers lives on.
             kill_process(daemon.server().0, Signal::KILL).expect("the server can be killed");
