@@ -51,6 +51,7 @@ fn words_stand_only_in_the_files_that_may_have_them() {
                 "bundle.rs",
                 "heart.rs",
                 "inherited.rs",
+                "mapped.rs",
                 "own.rs",
                 "peer.rs",
                 "polled.rs",

@@ -100,8 +100,6 @@ pub(crate) struct Connection {
     patience: Duration,
     /// The client will send no more.
     ended: bool,
-    /// The last read has left nothing in the socket.
-    is_drained: bool,
     /// When it must have sent the rest of what it began; and whether what it began are descriptors
     /// without a message.
     whole_by: Option<(Instant, bool)>,
@@ -137,7 +135,6 @@ impl Connection {
             patience,
             inbox: Inbox::for_calls(),
             ended: false,
-            is_drained: false,
             whole_by: None,
             read_by: None,
             again_at: None,
@@ -268,7 +265,7 @@ impl Connection {
     /// there was one.
     async fn begin_calls(&mut self, turn: &mut Turn<'_>) -> Result<bool, End> {
         let mut began = false;
-        while !(began && turn.is_over()) {
+        loop {
             {
                 let mut state = self.seat.state.borrow_mut();
                 let most = if self.seat.account.is_full() { 0 } else { MAX_DESCRIPTORS };
@@ -284,6 +281,9 @@ impl Connection {
                     Current::None if state.closing || self.is_frozen() => return Ok(began),
                     Current::None => {}
                     Current::Listing(_) => {
+                        if began && turn.is_over() {
+                            return Ok(began);
+                        }
                         let daemon = self.daemon.borrow();
                         state.list(|pattern, after| daemon.list(self.id, pattern, after, LOOK));
                         began = true;
@@ -294,6 +294,9 @@ impl Connection {
                     }
                 }
             }
+            if self.inbox.is_empty() || (began && turn.is_over()) {
+                return Ok(began);
+            }
             let Some(incoming) = self.next_call().await? else { return Ok(began) };
             self.whole_by = None;
             step("before a call");
@@ -301,7 +304,6 @@ impl Connection {
             step("after a call");
             began = true;
         }
-        Ok(began)
     }
 
     /// Sees to changes of which a watcher may want to know, until the turn is over. Whether there was one.
@@ -370,12 +372,15 @@ impl Connection {
         if self.again_at.is_some_and(|at| Instant::now() < at) {
             return Ok(sent);
         }
-        while !(sent && turn.is_over()) {
+        loop {
             let mut confirmed = false;
             {
                 let State { outbox, unread, call, .. } = &mut *self.seat.state.borrow_mut();
                 if outbox.is_empty() {
                     self.read_by = None;
+                    return Ok(sent);
+                }
+                if sent && turn.is_over() {
                     return Ok(sent);
                 }
                 let bytes = &mut self.scratch.borrow_mut().write;
@@ -410,7 +415,6 @@ impl Connection {
                 self.daemon.borrow_mut().handle(Input::Sent(self.id));
             }
         }
-        Ok(sent)
     }
 
     fn send(&self, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<usize> {
@@ -453,6 +457,7 @@ impl Connection {
         let overdue = [whole_by, self.read_by, self.again_at, glance].into_iter().flatten().min();
         let event = async {
             tokio::select! {
+                biased;
                 ready = self.socket.readable(), if reading => ready,
                 ready = self.socket.writable(), if sending => ready,
                 () = self.seat.news() => Ok(()),
@@ -485,12 +490,6 @@ impl Connection {
     /// and what the client has sent waits in the kernel meanwhile. Whether something has come, be it the
     /// end.
     fn read(&mut self) -> Result<bool, End> {
-        if mem::take(&mut self.is_drained) {
-            // Says to the event loop what a read would. What has come since, it hears of anew.
-            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-            let _ = self.socket.try_io(Interest::READABLE, nothing);
-            return Ok(false);
-        }
         let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
         // Kept until what has come counts itself.
         let room = self.seat.take_room();
@@ -512,7 +511,9 @@ impl Connection {
         let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {
-                self.is_drained = is_last && room.is_some() && count < buffer.len();
+                if is_last && room.is_some() && count < buffer.len() {
+                    self.note_drained();
+                }
                 self.inbox.feed(&buffer[..count], fds)?;
                 Ok(true)
             }
@@ -534,6 +535,13 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Says to the event loop what another read would: nothing is there now. Of what comes behind this
+    /// one, it is yet to hear.
+    fn note_drained(&self) {
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = self.socket.try_io(Interest::READABLE, nothing);
     }
 
     /// Tells a client whose descriptors found no room here why it is hung up on. What is left of the

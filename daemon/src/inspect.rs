@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use fdstash_proto::{Access, Flags, Kind};
+use fdstash_proto::{Access, Entry, Flags, Kind};
 use fdstash_stash::{Facts, Inspected};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -16,20 +16,31 @@ use crate::descriptor::Descriptor;
 /// `O_DSYNC`: the constant of rustix 1.1.6 is `O_SYNC`.
 pub(crate) const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
 
-/// Finds out what a descriptor is, but for where it points ([`Targets`](crate::targets::Targets)). Owns it, and closes it on failure.
+/// Finds out what a descriptor is. Owns it, and closes it on failure. Where it points is only asked of what
+/// can be called otherwise a moment later; of all else by [`Targets`](crate::targets::Targets).
 ///
 /// # Errors
 ///
 /// The kernel's: EACCES for what is on a FUSE file system that shows itself to its own user alone, which
 /// is whoever has it as real, effective and saved user, and so none of our threads.
 pub(crate) fn inspect(fd: Descriptor) -> Result<Inspected<Descriptor>, Errno> {
-    let facts = facts(fd.as_fd(), &look(fd.as_fd())?, None)?;
+    let file = look(fd.as_fd())?;
+    let target = if can_be_renamed(kind(&file)) { target(&fd) } else { None };
+    let facts = facts(fd.as_fd(), &file, target)?;
     Ok(Inspected { fd, facts })
 }
 
 /// The status flags that a descriptor has now.
 pub(crate) fn flags_now(fd: impl AsFd) -> Option<Flags> {
     fcntl_getfl(fd).ok().map(to_flags)
+}
+
+/// An entry with what the kernel says of it now: the flags that somebody else has changed on its open file
+/// description, and where it points, if that is not known yet.
+pub(crate) fn as_it_is(entry: Entry, fd: &Descriptor) -> Entry {
+    let drifted = flags_now(fd).map_or(entry.drifted, |now| now.differing(entry.flags));
+    let target = entry.target.or_else(|| target(fd).map(String::from));
+    Entry { drifted, target, ..entry }
 }
 
 /// Whether a descriptor polls as hung up: a socket whose other side is closed for both directions, or
@@ -67,6 +78,15 @@ pub(crate) fn facts(
         inode,
         target,
     })
+}
+
+/// Whether somebody may well give it another name: a socket has none that it points to, and nobody
+/// renames devices.
+fn can_be_renamed(kind: Kind) -> bool {
+    match kind {
+        Kind::Regular | Kind::Directory | Kind::Block | Kind::Fifo => true,
+        Kind::Character | Kind::Socket | Kind::Anonymous => false,
+    }
 }
 
 /// What kind of file it is.

@@ -23,6 +23,7 @@ mod lasting;
 mod ledger;
 mod line;
 mod listen;
+mod mapped;
 mod mirror;
 mod open;
 mod opener;

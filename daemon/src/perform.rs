@@ -8,12 +8,14 @@ use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
 use crate::{
     descriptor::Descriptor,
     inherited::number,
+    inspect::as_it_is,
     ledger::Need,
     open::no_room,
     opener::{self, BESIDE},
-    run::{Daemon, Input, as_it_is, mirror_one},
+    run::{Daemon, Input},
     seat::{Answered, Told},
     steps::step,
+    store::mirror_one,
 };
 
 impl Daemon {

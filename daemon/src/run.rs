@@ -8,13 +8,12 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem::ManuallyDrop,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use fdstash_proto::{Call, Entry, Keeper, Name, Pattern, Refusal};
-use fdstash_stash::{ConnectionId, Effects, EntryId, Inspected, Kept, OpenFailure, Rules, Stash};
+use fdstash_proto::{Call, Entry, Name, Pattern, Refusal};
+use fdstash_stash::{ConnectionId, Effects, EntryId, Inspected, Now, OpenFailure, Rules, Stash};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -29,12 +28,11 @@ use crate::{
     handover::Pause,
     hangups::Hangups,
     heart::Heart,
-    inspect::{flags_now, target},
+    inspect::as_it_is,
     journal::Journal,
     lasting::Lasting,
     ledger::Ledger,
     line::Line,
-    mirror::Old,
     opener::Opener,
     own::Own,
     policy,
@@ -260,7 +258,7 @@ impl Daemon {
         while let Some(input) = self.pending.pop_front() {
             let now = clock::now();
             let effects = match input {
-                Input::Call(by, call) => self.call(by, call),
+                Input::Call(by, call) => self.call(by, call, now),
                 Input::Misunderstood(by, refusal) => self.stash.misunderstood(by, refusal),
                 Input::Opened(by, outcome) => {
                     outcome.iter().flatten().flatten().for_each(|file| file.fd.hold());
@@ -344,14 +342,6 @@ impl Daemon {
         (entries.collect(), next)
     }
 
-    /// Has all that is kept mirrored from here on, and then `old` removed.
-    pub(crate) fn mirror_to(&mut self, mirror: DaemonsMirror, old: Old) {
-        self.stash.kept().for_each(|kept| mirror_one(&mirror, kept));
-        mirror.retire(old);
-        self.stash.set_keeper(Keeper::ProcessAndSystemd);
-        self.mirror = Some(mirror);
-    }
-
     /// Writes the journal anew, after others may have done so.
     pub(crate) fn reopen_journal(&mut self) {
         let outcome = self.journal.reopen().and_then(|()| rewrite(&mut self.journal, &self.stash));
@@ -372,7 +362,12 @@ impl Daemon {
     }
 
     /// Makes a call, if nothing of it is the daemon's own and it can be written down.
-    fn call(&mut self, by: ConnectionId, call: Call<Inspected<Descriptor>>) -> Effects<Descriptor> {
+    fn call(
+        &mut self,
+        by: ConnectionId,
+        call: Call<Inspected<Descriptor>>,
+        now: Now,
+    ) -> Effects<Descriptor> {
         if let Some(refusal) = self.own_among(&call) {
             return self.stash.misunderstood(by, refusal);
         }
@@ -385,22 +380,6 @@ impl Daemon {
             let reason = format!("there is no memory to write it down: {error}");
             return self.stash.misunderstood(by, Refusal::NotDurable { reason });
         }
-        self.stash.call(by, call, clock::now())
+        self.stash.call(by, call, now)
     }
-}
-
-/// Has an entry mirrored, unless it ends with its connection, which no restart outlives.
-pub(crate) fn mirror_one(mirror: &DaemonsMirror, kept: &Kept<Descriptor>) {
-    let Kept { fd, details } = kept;
-    if details.ephemeral_of.is_none() {
-        mirror.put(details.id, Arc::downgrade(fd), Arc::clone(details));
-    }
-}
-
-/// An entry with what the kernel says of it now: the flags that somebody else has changed on its open file
-/// description, and where it points, if that is not known yet.
-pub(crate) fn as_it_is(entry: Entry, fd: &Descriptor) -> Entry {
-    let drifted = flags_now(fd).map_or(entry.drifted, |now| now.differing(entry.flags));
-    let target = entry.target.or_else(|| target(fd).map(String::from));
-    Entry { drifted, target, ..entry }
 }

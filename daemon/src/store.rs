@@ -3,11 +3,13 @@
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use fdstash_stash::{Details, mirror::Room};
+use fdstash_proto::Keeper;
+use fdstash_stash::{Details, Kept, mirror::Room};
 use rustix::{
     process::{Resource, getrlimit},
     thread::{CapabilitySet, capabilities},
@@ -113,3 +115,21 @@ fn in_flight() -> usize {
 
 /// The mirror of what the daemon holds.
 pub(crate) type DaemonsMirror = Mirror<Descriptor>;
+
+impl Daemon {
+    /// Has all that is kept mirrored from here on, and then `old` removed.
+    pub(crate) fn mirror_to(&mut self, mirror: DaemonsMirror, old: Old) {
+        self.stash.kept().for_each(|kept| mirror_one(&mirror, kept));
+        mirror.retire(old);
+        self.stash.set_keeper(Keeper::ProcessAndSystemd);
+        self.mirror = Some(mirror);
+    }
+}
+
+/// Has an entry mirrored, unless it ends with its connection, which no restart outlives.
+pub(crate) fn mirror_one(mirror: &DaemonsMirror, kept: &Kept<Descriptor>) {
+    let Kept { fd, details } = kept;
+    if details.ephemeral_of.is_none() {
+        mirror.put(details.id, Arc::downgrade(fd), Arc::clone(details));
+    }
+}

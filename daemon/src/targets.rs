@@ -1,4 +1,5 @@
-//! [`Targets`]: where what was given points, asked of the kernel a moment later, when nobody waits for it.
+//! [`Targets`]: where sockets and the like point, asked of the kernel a moment after they were given, when
+//! nobody waits for it.
 
 use std::{
     cell::RefCell,

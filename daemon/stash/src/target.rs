@@ -1,5 +1,5 @@
-//! Where descriptors point, said a moment after they were given: to ask the kernel takes longer than all
-//! else that a Give does, and what is taken again by then, nobody asks of.
+//! Where descriptors point of which that was not known when they were given: to ask the kernel takes longer
+//! than all else that a Give does, and what is taken again soon, nobody asks of.
 
 use std::sync::Arc;
 
