@@ -39,6 +39,9 @@
 //!
 //! - A **take** or a **reopen** is final only when every descriptor has arrived. Where this process
 //!   has no room for one, or the connection is lost, the stash keeps what it had.
+//! - [`take_at_once`](blocking::Client::take_at_once) does without that, in one round trip instead of two,
+//!   for those who accept that what is on its way to them is lost with them.
+//! - Many calls in one round trip are a [`Pipeline`].
 //! - A call of **more than 253 descriptors**, the kernel's limit for a message, is several messages
 //!   and still all or nothing.
 //! - When the **daemon restarts**, after a crash or for an upgrade, the client connects anew and sends
@@ -62,6 +65,7 @@ mod image;
 pub mod imago;
 mod job;
 mod options;
+mod pipeline;
 mod repetition;
 mod stage;
 #[cfg(feature = "tokio")]
@@ -82,4 +86,5 @@ pub use crate::{
     files::Files,
     image::{Driver, ImageError, Step},
     options::{OpenOptions, ReopenOptions},
+    pipeline::{Outcome, Pipeline},
 };
