@@ -51,7 +51,7 @@ pub enum Error {
     RolledBack,
 
     /// This process has no room for another descriptor. Those that were to be handed out are still
-    /// in the stash.
+    /// in the stash, but for those of a take at once.
     #[error("this process has no room for more descriptors")]
     NoRoom,
 

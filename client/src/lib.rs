@@ -49,6 +49,9 @@
 //!   has done it already, so it is done once. [`Error::ConnectionLost`] is for a daemon that does not
 //!   come back, and for the caller's own transactions, which are undone with their connection; those of
 //!   [`Client::transact`](blocking::Client::transact) are done anew.
+//! - That the daemon has gone is seen by the send that fails. Where descriptors are sent, that raises
+//!   **`SIGPIPE`**, which Rust programs ignore from their start: who turns it on again must not let it end
+//!   the process.
 //! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
 //!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.
 #![forbid(unsafe_code)]

@@ -156,10 +156,12 @@ impl<T: Transport> Core<T> {
         &mut self,
         Pipeline(mut calls): Pipeline<'_>,
     ) -> Vec<Result<Outcome, Error>> {
+        let mut next_ticket = self.tickets.series();
         for Piped { call, .. } in &mut calls {
-            let ticket = leaves_doubt(call).then(|| self.tickets.next());
+            let ticket = leaves_doubt(call).then(&mut next_ticket);
             put_ticket(call, ticket.as_ref());
         }
+        drop(next_ticket);
         let mut repetitions = Repetitions::new();
         let mut last = None;
         while let Err(error) = self.try_pipeline(&mut calls).await {

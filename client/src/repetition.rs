@@ -144,14 +144,21 @@ impl Tickets {
     }
 
     pub(crate) fn next(&mut self) -> Ticket {
+        self.series()()
+    }
+
+    /// Makes one at each call.
+    pub(crate) fn series(&mut self) -> impl FnMut() -> Ticket {
         // A process that was forked with a client in it counts on from the same number, and nothing
         // but this system call tells it from the other.
         let pid = process::id();
         if pid != self.pid {
             (self.pid, self.common) = (pid, common(self.random, pid));
         }
-        self.count += 1;
-        ticket(&self.common, self.count)
+        || {
+            self.count += 1;
+            ticket(&self.common, self.count)
+        }
     }
 }
 

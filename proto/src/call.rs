@@ -576,7 +576,7 @@ fn refuse_whole<F>(refusal: Refusal, parameters: &str, supply: &mut Supply<F>) -
         Some(_) => (0, true),
         None => (0, supply.len() > 0),
     };
-    Misfit { refusal, unused: supply.take(count), last }
+    Misfit { refusal, unused: supply.drain(count).collect(), last }
 }
 
 /// How many descriptors a message of whatever method names; none if its indices are not 0, 1, 2 and

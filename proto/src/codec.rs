@@ -62,11 +62,6 @@ impl<F> Supply<F> {
     }
 
     /// The first `count` of them, or all that there are.
-    pub(crate) fn take(&mut self, count: usize) -> Vec<F> {
-        self.drain(count).collect()
-    }
-
-    /// The first `count` of them, one after another.
     pub(crate) fn drain(&mut self, count: usize) -> impl Iterator<Item = F> {
         self.0.drain(..count.min(self.0.len()))
     }
@@ -211,8 +206,7 @@ impl<F> Inbox<F> {
 
     /// Takes out every descriptor that no message has named, for their closing.
     pub fn take_unnamed(&mut self) -> Vec<F> {
-        let all = self.supply.len();
-        self.supply.take(all)
+        self.supply.0.drain(..).collect()
     }
 
     fn find_end(&mut self) -> Result<Option<usize>, Hangup> {
