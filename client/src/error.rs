@@ -149,7 +149,7 @@ impl Error {
             Self::RolledBack => Some("begin a new transaction".into()),
             Self::NoRoom => Some(
                 "close some descriptors or raise the limit (ulimit -n) and ask again: what was to \
-                 be handed out is still in the stash"
+                 be handed out is still in the stash, unless it was taken at once"
                     .into(),
             ),
             Self::CallTooLong { .. } => Some("make several calls of it".into()),
