@@ -35,7 +35,7 @@ use fdstash_proto::{
 };
 
 use crate::{
-    Error,
+    Error, Outcome, Pipeline,
     core::{Core, Staged, Watching, entries, explained, handed, info, replaced, statistics},
     default_socket,
     job::Job,
@@ -83,7 +83,7 @@ impl Client {
     ///
     /// Any [`Error`]; then none of them is kept, except after [`Error::ConnectionLost`], which tells.
     pub fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
-        now(self.0.run(&Job::give(gifts, Clash::Replace)?)).map(replaced)
+        now(self.0.run(Job::give(gifts, Clash::Replace)?)).map(replaced)
     }
 
     /// Keeps descriptors under names that are free, else none of them.
@@ -92,7 +92,7 @@ impl Client {
     ///
     /// As [`Client::give`], and [`Refusal::AlreadyExists`](crate::Refusal::AlreadyExists).
     pub fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
-        now(self.0.run(&Job::give(gifts, Clash::Refuse)?)).map(drop)
+        now(self.0.run(Job::give(gifts, Clash::Refuse)?)).map(drop)
     }
 
     /// Takes descriptors out of the stash, in the order of the names. They are the caller's alone,
@@ -116,7 +116,35 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::take(names, wait)?)).map(handed)
+        now(self.0.run(Job::take(names, wait)?)).map(handed)
+    }
+
+    /// Takes as [`Client::take`] does, but in one round trip: the stash lets go of the descriptors as its
+    /// answer leaves for here, and waits for no word that they have arrived. What is on its way when this
+    /// process dies is lost with it, as is what finds no room here ([`Error::NoRoom`]). Where the
+    /// daemon dies or the connection is lost, nothing is: what has not left is still kept, and taken again.
+    ///
+    /// More than 253 are taken as [`Client::take`] does.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; but for [`Error::NoRoom`], the stash then keeps them all.
+    pub fn take_at_once(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.take_at_once_within(names, Duration::ZERO)
+    }
+
+    /// Takes as [`Client::take_at_once`] does, and waits so long for names that are not there yet or
+    /// held by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::take_at_once`].
+    pub fn take_at_once_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        now(self.0.run(Job::take_at_once(names, wait)?)).map(handed)
     }
 
     /// Hands out descriptors that earlier calls have left here: they had arrived, and then the daemon
@@ -147,7 +175,7 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::copy(names, Taking::Copy, wait)?)).map(handed)
+        now(self.0.run(Job::copy(names, Taking::Copy, wait)?)).map(handed)
     }
 
     /// Hands out open file descriptions of their own, in the order of the names, so that nothing
@@ -172,7 +200,7 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::copy(names, Taking::Fresh, wait)?)).map(handed)
+        now(self.0.run(Job::copy(names, Taking::Fresh, wait)?)).map(handed)
     }
 
     /// Has the daemon close descriptors and forget them.
@@ -181,7 +209,7 @@ impl Client {
     ///
     /// Any [`Error`]; then all are still kept, except after [`Error::ConnectionLost`], which tells.
     pub fn close(&mut self, names: &[Name]) -> Result<(), Error> {
-        now(self.0.run(&Job::close(names)?)).map(drop)
+        now(self.0.run(Job::close(names)?)).map(drop)
     }
 
     /// Opens kept files anew with other flags, and hands out descriptors of the same kind, or with less
@@ -193,7 +221,7 @@ impl Client {
     /// Any [`Error`]; then the stash keeps all as it was, except after [`Error::ConnectionLost`]
     /// that may be done: what was handed out then, [`Client::unconfirmed`] has.
     pub fn reopen(&mut self, reopenings: &[Reopening]) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::reopen(reopenings)?)).map(handed)
+        now(self.0.run(Job::reopen(reopenings)?)).map(handed)
     }
 
     /// Lists the entries whose names match, in the order of their names.
@@ -202,7 +230,7 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub fn list(&mut self, pattern: &Pattern) -> Result<Vec<Entry>, Error> {
-        now(self.0.run(&Job::list(pattern))).map(entries)
+        now(self.0.run(Job::list(pattern))).map(entries)
     }
 
     /// Asks for the daemon's figures.
@@ -211,7 +239,7 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub fn statistics(&mut self) -> Result<Statistics, Error> {
-        now(self.0.run(&Job::statistics())).and_then(statistics)
+        now(self.0.run(Job::statistics())).and_then(statistics)
     }
 
     /// Asks what the policy says to a user who is in these groups, and why. It takes root.
@@ -226,7 +254,7 @@ impl Client {
         verb: Verb,
         name: &Name,
     ) -> Result<Explanation, Error> {
-        now(self.0.run(&Job::explain_policy(uid, gids, verb, name))).and_then(explained)
+        now(self.0.run(Job::explain_policy(uid, gids, verb, name))).and_then(explained)
     }
 
     /// Asks the daemon what it is.
@@ -235,7 +263,17 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub fn info(&mut self) -> Result<Info, Error> {
-        now(self.0.run(&Job::info())).and_then(info)
+        now(self.0.run(Job::info())).and_then(info)
+    }
+
+    /// Does the calls of a pipeline, one after another, and tells for each what became of it, in their
+    /// order. Where the connection is lost, those without an answer are sent again, each once.
+    ///
+    /// A give or a close whose answer was lost, where one behind it in the pipeline is known to be done, was
+    /// done or refused, and the daemon no longer knows which: of that, and of nothing else,
+    /// [`Error::ConnectionLost`] says that it may be done.
+    pub fn run(&mut self, pipeline: Pipeline<'_>) -> Vec<Result<Outcome, Error>> {
+        now(self.0.run_pipeline(pipeline))
     }
 
     /// Begins a transaction: what is done in it becomes final together, or not at all.

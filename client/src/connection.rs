@@ -1,30 +1,32 @@
 //! [`Connection`]: one connection to the daemon, on which one question is asked at a time.
 
 use std::{
-    io,
+    io, mem,
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
 use fdstash_proto::{
-    Call, Frame, Hangup, Inbox, MAX_MESSAGE, Notice, Pattern, Reply, Request, Ticket,
+    Call, Frame, Hangup, Inbox, MAX_MESSAGE, Name, Notice, Pattern, Reply, Request, Ticket,
     reply::{Answer, Expect},
     socket::Received,
 };
-use rustix::{
-    io::Errno,
-    net::{RecvFlags, SendFlags},
-};
+use rustix::{io::Errno, net::SendFlags};
 
 use crate::{
     Error,
-    job::{Job, Question},
+    job::{Job, Question, in_order},
     transport::Transport,
 };
 
-/// How much one read takes at most: a few hundred entries of a List.
-const READ: usize = 64 << 10;
+/// How much one read takes at first, which is enough for most answers, and at most: a few hundred
+/// entries of a List.
+const READ: usize = 4 << 10;
+const LONG_READ: usize = 64 << 10;
+
+/// About how many bytes of an answer are an entry's, beside its name.
+const ENTRY: usize = 36;
 
 /// The pauses before a socket at which nobody listens is tried again, two seconds in all: a daemon
 /// that restarts is back in less.
@@ -51,7 +53,7 @@ impl Patience {
 pub(crate) struct Connection<T> {
     transport: T,
     inbox: Inbox<OwnedFd>,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
     /// Whether every question has had its answer whole, so that the next can be asked.
     in_step: bool,
     /// Whether descriptors have come that found no room: those of the last message that has come.
@@ -80,9 +82,15 @@ impl<T: Transport> Connection<T> {
     }
 
     fn new(transport: T) -> Self {
-        let buffer = vec![0; READ].into_boxed_slice();
         let inbox = Inbox::for_replies();
-        Self { transport, inbox, buffer, in_step: true, is_truncated: false, owed: false }
+        Self {
+            transport,
+            inbox,
+            buffer: vec![0; READ],
+            in_step: true,
+            is_truncated: false,
+            owed: false,
+        }
     }
 
     /// Whether it can be used for the next question.
@@ -90,25 +98,21 @@ impl<T: Transport> Connection<T> {
         self.in_step
     }
 
-    /// Takes in what is owed, and tells whether the daemon is still there and quiet.
+    /// Takes in what is owed, and tells whether the connection can be used.
     pub(crate) async fn settle(&mut self) -> bool {
-        if self.owed {
-            self.owed = false;
-            if self.answer(Expect::Done, Delivery::Whole).await.is_err() {
-                return false;
-            }
+        if mem::take(&mut self.owed)
+            && self.answer(Expect::Done, &[], Delivery::Whole).await.is_err()
+        {
+            return false;
         }
-        // An end would read as nothing, and what comes unasked is nobody's answer.
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let peeked = rustix::net::recv(self.transport.fd(), &mut [0_u8; 1][..], flags);
-        self.inbox.is_empty() && peeked.is_err_and(|error| error == Errno::AGAIN)
+        self.in_step
     }
 
     /// Asks all questions of a job, one after another, up to the first that fails; with a ticket if
     /// it is final at once.
     pub(crate) async fn ask_all(
         &mut self,
-        job: &Job<'_>,
+        job: &mut Job<'_>,
         ticket: Option<&Ticket>,
     ) -> Result<Vec<Reply<OwnedFd>>, Error> {
         let mut replies = Vec::with_capacity(job.len());
@@ -122,9 +126,10 @@ impl<T: Transport> Connection<T> {
     /// Begin leaves together with the first of them, which saves a round trip.
     pub(crate) async fn ask_in_transaction(
         &mut self,
-        job: &Job<'_>,
+        job: &mut Job<'_>,
     ) -> Result<Vec<Reply<OwnedFd>>, Error> {
-        let mut begin = Some(Question::new(Request::Stash(Call::Begin)));
+        let begin = Request::Stash(Call::Begin);
+        let mut begin = Some(Question::new(&begin));
         let mut replies = Vec::with_capacity(job.len());
         for question in job.questions(None) {
             match begin.take() {
@@ -141,15 +146,15 @@ impl<T: Transport> Connection<T> {
     /// Asks for a Begin and one question behind it, and appends the answer to that to `replies`.
     async fn ask_both(
         &mut self,
-        begin: Question<'_>,
-        question: &Question<'_>,
+        begin: Question<'_, '_>,
+        question: &Question<'_, '_>,
         replies: &mut Vec<Reply<OwnedFd>>,
     ) -> Result<(), Error> {
         let Question { message: Frame { mut bytes, .. }, due, .. } = begin;
         check_length(&question.message)?;
         bytes.extend(&question.message.bytes);
         let delivery = self.send(&Frame { bytes, fds: question.message.fds.clone() }).await?;
-        let begun = self.answer(due, delivery).await;
+        let begun = self.answer(due, &[], delivery).await;
         // The answer to the question is yet to come. Where the Begin is refused, which it is in a
         // transaction alone, the connection's end undoes that with what the question did in it.
         self.in_step = false;
@@ -159,14 +164,14 @@ impl<T: Transport> Connection<T> {
 
     /// Makes a call whose reply says nothing but that it was done.
     pub(crate) async fn tell(&mut self, call: Call<BorrowedFd<'_>>) -> Result<(), Error> {
-        self.ask(&Question::new(Request::Stash(call)), &mut Vec::new()).await
+        self.ask(&Question::new(&Request::Stash(call)), &mut Vec::new()).await
     }
 
     /// Asks one question, and appends its answer to `replies`. Where it is dropped half-way, the
     /// connection is out of step and its owner drops it, which undoes what is not final.
     async fn ask(
         &mut self,
-        question: &Question<'_>,
+        question: &Question<'_, '_>,
         replies: &mut Vec<Reply<OwnedFd>>,
     ) -> Result<(), Error> {
         check_length(&question.message)?;
@@ -176,17 +181,13 @@ impl<T: Transport> Connection<T> {
 
     async fn hear(
         &mut self,
-        question: &Question<'_>,
+        question: &Question<'_, '_>,
         delivery: Delivery,
         replies: &mut Vec<Reply<OwnedFd>>,
     ) -> Result<(), Error> {
         loop {
-            let answer = self.answer(question.due, delivery).await?;
-            let mut reply = answer.outcome?;
-            if let Reply::Handed(handed) = reply {
-                reply = Reply::Handed(question.check(handed).ok_or_else(|| self.broken())?);
-            }
-            replies.push(reply);
+            let answer = self.answer(question.due, &question.asked, delivery).await?;
+            replies.push(self.checked(answer.outcome?, &question.asked)?);
             if !answer.continues {
                 return Ok(());
             }
@@ -196,20 +197,30 @@ impl<T: Transport> Connection<T> {
         }
     }
 
+    /// A reply that hands out exactly what was asked for, in that order.
+    pub(crate) fn checked(
+        &mut self,
+        reply: Reply<OwnedFd>,
+        asked: &[Name],
+    ) -> Result<Reply<OwnedFd>, Error> {
+        let Reply::Handed(handed) = reply else { return Ok(reply) };
+        in_order(asked, handed).map(Reply::Handed).ok_or_else(|| self.broken())
+    }
+
     /// Begins a watch on this connection, which is good for nothing else from then on.
     pub(crate) async fn watch(&mut self, pattern: &Pattern) -> Result<(), Error> {
         let call = Call::Watch { pattern: pattern.clone() };
-        let question = Question::new(Request::Stash(call)).message;
+        let question = Question::new(&Request::Stash(call)).message;
         check_length(&question)?;
         let delivery = self.send(&question).await?;
-        let answer = self.answer(Expect::Notice, delivery).await?;
+        let answer = self.answer(Expect::Notice, &[], delivery).await?;
         let stands = matches!(answer.outcome?, Reply::Notice(Notice::Standing));
         if stands && answer.continues { Ok(()) } else { Err(self.broken()) }
     }
 
     /// The next notice of the watch, and whether more follow. Where it is dropped, none is lost.
     pub(crate) async fn next_notice(&mut self) -> Result<(Notice, bool), Error> {
-        let answer = self.answer(Expect::Notice, Delivery::Whole).await?;
+        let answer = self.answer(Expect::Notice, &[], Delivery::Whole).await?;
         let Reply::Notice(notice) = answer.outcome? else { return Err(self.broken()) };
         Ok((notice, answer.continues))
     }
@@ -217,14 +228,18 @@ impl<T: Transport> Connection<T> {
     /// Asks for a Rollback without waiting for its answer, and tells whether that could be done. If
     /// not, the connection has to be dropped, which comes to the same.
     pub(crate) fn abandon(&mut self) -> bool {
-        let rollback = Question::new(Request::Stash(Call::Rollback)).message.bytes;
+        let rollback = Question::new(&Request::Stash(Call::Rollback)).message.bytes;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         self.owed = rustix::net::send(self.transport.fd(), &rollback, flags)
             .is_ok_and(|sent| sent == rollback.len());
         self.owed
     }
 
-    async fn send(&mut self, message: &Frame<BorrowedFd<'_>>) -> Result<Delivery, Error> {
+    /// Sends what may be several calls. Their answers are then asked for, one after another.
+    pub(crate) async fn send(
+        &mut self,
+        message: &Frame<BorrowedFd<'_>>,
+    ) -> Result<Delivery, Error> {
         self.in_step = false;
         let mut sent = 0;
         while sent < message.bytes.len() {
@@ -232,6 +247,7 @@ impl<T: Transport> Connection<T> {
             match self.transport.send(&message.bytes[sent..], fds).await {
                 Ok(count) => sent += count,
                 // The daemon may have said why before it hung up, so that is still read.
+                Err(error) if means_lost(&error) && sent == 0 => return Ok(Delivery::Nothing),
                 Err(error) if means_lost(&error) => return Ok(Delivery::CutShort),
                 Err(error) => return Err(Error::Io(error)),
             }
@@ -240,13 +256,19 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Reads until an answer is whole. Where it is dropped, what has come waits in the inbox.
-    async fn answer(&mut self, due: Expect, delivery: Delivery) -> Result<Answer<OwnedFd>, Error> {
+    pub(crate) async fn answer(
+        &mut self,
+        due: Expect,
+        asked: &[Name],
+        delivery: Delivery,
+    ) -> Result<Answer<OwnedFd>, Error> {
+        self.make_room(asked);
         loop {
-            match self.inbox.next_reply(due) {
+            match self.inbox.next_reply_to(due, asked) {
                 Ok(None) => {}
-                // The bytes are all there, only their descriptors are not; or those of the answer behind
+                // The bytes are all there, only their descriptors are not; or those of an answer behind
                 // this one, where this has none.
-                Ok(Some(_)) | Err(_) if self.is_truncated && due != Expect::Done => {
+                Ok(Some(_)) | Err(_) if self.is_truncated && due == Expect::Handed => {
                     self.is_truncated = false;
                     drop(self.inbox.take_unnamed());
                     self.in_step = self.inbox.is_empty();
@@ -258,22 +280,42 @@ impl<T: Transport> Connection<T> {
                 }
                 Err(hangup) => return Err(Error::Protocol(hangup)),
             }
-            let mut fds = Vec::new();
-            let count = match self.transport.receive(&mut self.buffer, &mut fds).await {
-                Ok(Received::Bytes(count)) => count,
-                Ok(Received::Truncated(count)) => {
-                    self.is_truncated = true;
-                    count
-                }
-                Ok(Received::End) => return Err(delivery.lost()),
-                Err(error) if means_lost(&error) => return Err(delivery.lost()),
-                Err(error) => return Err(Error::Io(error)),
-            };
-            self.inbox.feed(&self.buffer[..count], fds).map_err(Error::Protocol)?;
+            self.read(delivery).await?;
         }
     }
 
-    fn broken(&mut self) -> Error {
+    /// Reads once.
+    async fn read(&mut self, delivery: Delivery) -> Result<(), Error> {
+        let mut fds = Vec::new();
+        let count = match self.transport.receive(&mut self.buffer, &mut fds).await {
+            Ok(Received::Bytes(count)) => count,
+            Ok(Received::Truncated(count)) => {
+                self.is_truncated = true;
+                count
+            }
+            Ok(Received::End) => return Err(delivery.lost()),
+            Err(error) if means_lost(&error) => return Err(delivery.lost()),
+            Err(error) => return Err(Error::Io(error)),
+        };
+        self.inbox.feed(&self.buffer[..count], fds).map_err(Error::Protocol)?;
+        if count == self.buffer.len() {
+            self.buffer.resize(LONG_READ, 0);
+        }
+        Ok(())
+    }
+
+    /// Lets one read take an answer that hands all of this out.
+    fn make_room(&mut self, asked: &[Name]) {
+        if asked.len() * ENTRY <= self.buffer.len() / 2 {
+            return;
+        }
+        let names: usize = asked.iter().map(|name| name.as_str().len()).sum();
+        let len = (names + asked.len() * ENTRY).clamp(self.buffer.len(), LONG_READ);
+        self.buffer.resize(len, 0);
+    }
+
+    /// What is told of a daemon that lies, whose connection is then good for nothing.
+    pub(crate) fn broken(&mut self) -> Error {
         self.in_step = false;
         Error::Protocol(Hangup::NotAReply)
     }
@@ -281,9 +323,11 @@ impl<T: Transport> Connection<T> {
 
 /// How much of a question the kernel took for the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Delivery {
+pub(crate) enum Delivery {
     /// All of it.
     Whole,
+    /// Nothing.
+    Nothing,
     /// Less, and what has no end is not carried out.
     CutShort,
 }

@@ -30,7 +30,7 @@ pub(crate) struct Core<T> {
     is_staged: bool,
     /// Whether the daemon was there when it was last looked for: then one that is away restarts.
     was_there: bool,
-    tickets: Tickets,
+    pub(crate) tickets: Tickets,
     /// What has arrived, while the daemon's answer to its Commit has not.
     arrived: Vec<Reply<OwnedFd>>,
     /// What had arrived when that answer never came.
@@ -56,13 +56,12 @@ impl<T: Transport> Core<T> {
     }
 
     /// Does a job, and does it exactly once, however often its connection is lost.
-    pub(crate) async fn run(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    pub(crate) async fn run(&mut self, mut job: Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
         // What a dropped call has left there is not this one's.
         self.unconfirmed.append(&mut self.arrived);
-        let ticket = self.tickets.next();
         match job.finality {
-            Finality::AtOnce => self.run_at_once(job, &ticket).await,
-            Finality::Together => self.run_together(job, &ticket).await,
+            Finality::AtOnce => self.run_at_once(&mut job).await,
+            Finality::Together => self.run_together(&mut job).await,
         }
     }
 
@@ -73,35 +72,33 @@ impl<T: Transport> Core<T> {
     }
 
     /// One request, which by its ticket is known when it comes again.
-    async fn run_at_once(
-        &mut self,
-        job: &Job<'_>,
-        ticket: &Ticket,
-    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    async fn run_at_once(&mut self, job: &mut Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let ticket = job.leaves_doubt().then(|| self.tickets.next());
         let mut repetitions = Repetitions::new();
         loop {
-            match self.ask(job, ticket).await {
+            match self.ask(job, ticket.as_ref()).await {
                 Ok(replies) => return Ok(replies),
-                Err(error) if job.changes() => repetitions.after::<T>(error).await?,
+                Err(error) if job.leaves_doubt() => repetitions.after::<T>(error).await?,
                 Err(error) => repetitions.after::<T>(undone(error)).await?,
             }
         }
     }
 
-    async fn ask(&mut self, job: &Job<'_>, ticket: &Ticket) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    async fn ask(
+        &mut self,
+        job: &mut Job<'_>,
+        ticket: Option<&Ticket>,
+    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
         let mut connection = self.take_connection().await?;
-        let outcome = connection.ask_all(job, Some(ticket)).await;
+        let outcome = connection.ask_all(job, ticket).await;
         self.put_back(connection);
         outcome
     }
 
     /// A transaction of the library's own. Where the answer to its Commit is lost, its ticket tells
     /// what became of it; and if it never was, all is done anew.
-    async fn run_together(
-        &mut self,
-        job: &Job<'_>,
-        ticket: &Ticket,
-    ) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    async fn run_together(&mut self, job: &mut Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+        let ticket = &self.tickets.next();
         let mut repetitions = Repetitions::new();
         loop {
             let outcome = if repetitions.is_in_doubt() {
@@ -119,7 +116,7 @@ impl<T: Transport> Core<T> {
         }
     }
 
-    async fn transact(&mut self, job: &Job<'_>, ticket: &Ticket) -> Result<(), Error> {
+    async fn transact(&mut self, job: &mut Job<'_>, ticket: &Ticket) -> Result<(), Error> {
         let mut connection = self.take_connection().await?;
         let outcome = self.transact_on(&mut connection, job, ticket).await;
         self.put_back(connection);
@@ -130,7 +127,7 @@ impl<T: Transport> Core<T> {
     async fn transact_on(
         &mut self,
         connection: &mut Connection<T>,
-        job: &Job<'_>,
+        job: &mut Job<'_>,
         ticket: &Ticket,
     ) -> Result<(), Error> {
         let replies = match connection.ask_in_transaction(job).await {
@@ -162,8 +159,8 @@ impl<T: Transport> Core<T> {
         }
     }
 
-    /// The connection if it still stands, or a new one.
-    async fn take_connection(&mut self) -> Result<Connection<T>, Error> {
+    /// The connection if there is one, or a new one. Whether the daemon is still there, sending tells.
+    pub(crate) async fn take_connection(&mut self) -> Result<Connection<T>, Error> {
         // Whoever leaked a transaction (`mem::forget`) does not get its calls mixed with later ones.
         if mem::take(&mut self.is_staged) {
             self.connection = None;
@@ -179,7 +176,7 @@ impl<T: Transport> Core<T> {
         outcome
     }
 
-    fn put_back(&mut self, connection: Connection<T>) {
+    pub(crate) fn put_back(&mut self, connection: Connection<T>) {
         self.connection = Some(connection).filter(Connection::is_in_step);
     }
 }
@@ -191,7 +188,7 @@ pub(crate) struct Staged<'a, T> {
 
 impl<'a, T: Transport> Staged<'a, T> {
     pub(crate) async fn begin(core: &'a mut Core<T>) -> Result<Self, Error> {
-        core.run(&Job::begin()).await?;
+        core.run(Job::begin()).await?;
         core.is_staged = true;
         Ok(Self { core })
     }
@@ -202,9 +199,9 @@ impl<'a, T: Transport> Staged<'a, T> {
 
     /// Does a job within the transaction. Where only a part of it can be undone, or what it handed
     /// out did not arrive, all is: a Commit must not make that final.
-    pub(crate) async fn run(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    pub(crate) async fn run(&mut self, mut job: Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
         let mut connection = self.take_connection()?;
-        let outcome = connection.ask_all(job, None).await;
+        let outcome = connection.ask_all(&mut job, None).await;
         self.core.put_back(connection);
         let is_clean = |error| job.len() == 1 && left_all_as_it_was(error);
         if !outcome.as_ref().map_or_else(is_clean, |_| true) {
@@ -326,7 +323,12 @@ pub(crate) fn handed(replies: Vec<Reply<OwnedFd>>) -> Vec<Handed<OwnedFd>> {
     let parts = replies
         .into_iter()
         .filter_map(|reply| if let Reply::Handed(handed) = reply { Some(handed) } else { None });
-    parts.flatten().collect()
+    parts
+        .reduce(|mut all, part| {
+            all.extend(part);
+            all
+        })
+        .unwrap_or_default()
 }
 
 /// All names whose old descriptors made room.

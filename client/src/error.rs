@@ -51,7 +51,7 @@ pub enum Error {
     RolledBack,
 
     /// This process has no room for another descriptor. Those that were to be handed out are still
-    /// in the stash.
+    /// in the stash, but for those of a take at once.
     #[error("this process has no room for more descriptors")]
     NoRoom,
 
@@ -149,7 +149,7 @@ impl Error {
             Self::RolledBack => Some("begin a new transaction".into()),
             Self::NoRoom => Some(
                 "close some descriptors or raise the limit (ulimit -n) and ask again: what was to \
-                 be handed out is still in the stash"
+                 be handed out is still in the stash, unless it was taken at once"
                     .into(),
             ),
             Self::CallTooLong { .. } => Some("make several calls of it".into()),

@@ -85,7 +85,7 @@ impl<'a> Files<'a> {
             .iter()
             .map(|member| member.reopening(options, options.at_most(member.access)))
             .collect();
-        let fds = handed(stage.run(&Job::reopen(&reopenings)?).await?);
+        let fds = handed(stage.run(Job::reopen(&reopenings)?).await?);
         let mut opened = Vec::with_capacity(members.len());
         for ((member, handed), reopening) in members.iter().zip(fds).zip(&reopenings) {
             let file = handed.fd.into();
@@ -231,13 +231,13 @@ impl<'a> Files<'a> {
     async fn entry(&mut self, name: &Name) -> Result<Option<Entry>, Error> {
         // A name can have a '*' in it, and so match more than itself.
         let Ok(pattern) = Pattern::new(name.as_str()) else { return Ok(None) };
-        let entries = entries(self.stage.run(&Job::list(&pattern)).await?);
+        let entries = entries(self.stage.run(Job::list(&pattern)).await?);
         Ok(entries.into_iter().find(|entry| entry.name == *name))
     }
 
     /// What was at a path when it was given, by somebody who is trusted.
     async fn entry_of(&mut self, path: &Path) -> Result<Option<Entry>, Error> {
-        let entries = entries(self.stage.run(&Job::list(&self.options.pattern())).await?);
+        let entries = entries(self.stage.run(Job::list(&self.options.pattern())).await?);
         let said = absolute(path).unwrap_or_else(|_| path.to_owned());
         // The kernel tells a target without symbolic links, as far as they lead anywhere now.
         let path_now = said.clone();
@@ -332,7 +332,7 @@ impl<'a> Files<'a> {
         let is_own = self.options.share == Share::default();
         if fresh && is_own && gift.may_reopen.is_none() && access != Access::ReadWrite {
             gift.may_reopen = Some(Access::ReadWrite);
-            match self.stage.run(&Job::give(slice::from_ref(&gift), clash)?).await {
+            match self.stage.run(Job::give(slice::from_ref(&gift), clash)?).await {
                 // This user has no right to that, so nobody is the worse for it later.
                 Err(Error::Refused(
                     Refusal::ReopenFailed { .. } | Refusal::AccessDenied { .. },
@@ -340,7 +340,7 @@ impl<'a> Files<'a> {
                 outcome => return outcome.map(drop),
             }
         }
-        self.stage.run(&Job::give(&[gift], clash)?).await.map(drop)
+        self.stage.run(Job::give(&[gift], clash)?).await.map(drop)
     }
 
     /// The one file of a set that was opened anew.
@@ -372,7 +372,7 @@ pub(crate) struct Set {
 }
 
 async fn reopen(stage: &mut Stage<'_>, reopening: &Reopening) -> Result<File, Error> {
-    let mut fds = handed(stage.run(&Job::reopen(slice::from_ref(reopening))?).await?);
+    let mut fds = handed(stage.run(Job::reopen(slice::from_ref(reopening))?).await?);
     // What a question's answer is, the codec has seen to.
     fds.pop().map(|handed| handed.fd.into()).ok_or(Error::RolledBack)
 }

@@ -1,14 +1,15 @@
 //! [`Job`]: what one method of a client asks of the daemon, as requests that can be sent again.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use fdstash_proto::{
-    Call, Clash, Gift, Handed, MAX_DESCRIPTORS, Mode, Name, Pattern, Refusal, Reopening, Request,
-    Taking, Ticket, Verb,
+    Call, Clash, Frame, Gift, Handed, MAX_DESCRIPTORS, Mode, Name, Pattern, Refusal, Reopening,
+    Request, Taking, Ticket, Verb,
     call::{self, write_get_info},
     reply::Expect,
 };
@@ -52,6 +53,11 @@ impl<'fd> Job<'fd> {
     pub(crate) fn take(names: &[Name], wait: Duration) -> Result<Self, Error> {
         let calls = takes(names, Taking::Move)?;
         Ok(Self { finality: Finality::Together, ..Self::waiting(calls, wait) })
+    }
+
+    /// Leaves the stash with the answer, where one message has room for it, and else as a take does.
+    pub(crate) fn take_at_once(names: &[Name], wait: Duration) -> Result<Self, Error> {
+        Ok(Self::waiting(takes(names, Taking::Move)?, wait))
     }
 
     pub(crate) fn copy(names: &[Name], taking: Taking, wait: Duration) -> Result<Self, Error> {
@@ -105,40 +111,28 @@ impl<'fd> Job<'fd> {
         self.requests.len()
     }
 
-    /// Whether it changes what is kept, and so would have done something if it was carried out.
-    pub(crate) fn changes(&self) -> bool {
+    /// Whether its connection's loss leaves it open whether it was carried out.
+    pub(crate) fn leaves_doubt(&self) -> bool {
         self.requests.iter().any(|request| match request {
-            Request::Stash(Call::Take { taking, .. }) => *taking == Taking::Move,
-            Request::Stash(Call::Give { .. } | Call::Close { .. } | Call::Reopen { .. }) => true,
-            Request::Stash(
-                Call::Begin
-                | Call::Commit { .. }
-                | Call::Rollback
-                | Call::List { .. }
-                | Call::Watch { .. }
-                | Call::GetStatistics
-                | Call::ExplainPolicy { .. },
-            )
-            | Request::GetInfo
-            | Request::GetInterfaceDescription(_) => false,
+            Request::Stash(call) => leaves_doubt(call),
+            Request::GetInfo | Request::GetInterfaceDescription(_) => false,
         })
     }
 
     /// What to send, with what is left of the time to wait, and with this ticket where a call that
     /// is final at once has one.
-    pub(crate) fn questions(&self, by: Option<&Ticket>) -> impl Iterator<Item = Question<'fd>> {
-        self.requests.iter().map(move |request| {
-            let mut request = request.clone();
-            if let (Request::Stash(Call::Take { timeout_usec, .. }), Some(deadline)) =
-                (&mut request, self.deadline)
-            {
-                let left = deadline.saturating_duration_since(Instant::now());
-                *timeout_usec = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
-            }
-            if let Request::Stash(Call::Give { ticket, .. } | Call::Close { ticket, .. }) =
-                &mut request
-            {
-                *ticket = by.cloned();
+    pub(crate) fn questions(
+        &mut self,
+        by: Option<&Ticket>,
+    ) -> impl Iterator<Item = Question<'_, 'fd>> {
+        let deadline = self.deadline;
+        self.requests.iter_mut().map(move |request| {
+            if let Request::Stash(call) = request {
+                if let (Call::Take { timeout_usec, .. }, Some(deadline)) = (&mut *call, deadline) {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    *timeout_usec = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
+                }
+                put_ticket(call, by);
             }
             Question::new(request)
         })
@@ -158,63 +152,112 @@ impl<'fd> Job<'fd> {
 }
 
 /// One request as a message, and what its answer must be.
-pub(crate) struct Question<'fd> {
-    pub(crate) message: fdstash_proto::Frame<BorrowedFd<'fd>>,
+pub(crate) struct Question<'a, 'fd> {
+    pub(crate) message: Frame<BorrowedFd<'fd>>,
     pub(crate) due: Expect,
     /// Whether the answer may come in several parts.
     pub(crate) in_parts: bool,
     /// Whose descriptors the answer must have, each once.
-    asked: Vec<Name>,
+    pub(crate) asked: Cow<'a, [Name]>,
 }
 
-impl<'fd> Question<'fd> {
-    pub(crate) fn new(request: Request<BorrowedFd<'fd>>) -> Self {
+impl<'a, 'fd> Question<'a, 'fd> {
+    pub(crate) fn new(request: &'a Request<BorrowedFd<'fd>>) -> Self {
         let Request::Stash(call) = request else {
-            let message = write_get_info();
-            return Self { message, due: Expect::Info, in_parts: false, asked: Vec::new() };
+            let (message, asked) = (write_get_info(), Cow::Borrowed(&[][..]));
+            return Self { message, due: Expect::Info, in_parts: false, asked };
         };
-        let (due, mode) = match &call {
-            Call::Give { .. } => (Expect::Given, Mode::Once),
-            Call::Take { .. } | Call::Reopen { .. } => (Expect::Handed, Mode::Once),
-            Call::Close { .. } | Call::Begin | Call::Commit { .. } | Call::Rollback => {
-                (Expect::Done, Mode::Once)
-            }
-            Call::List { .. } => (Expect::Listed, Mode::More),
-            Call::Watch { .. } => (Expect::Notice, Mode::More),
-            Call::GetStatistics => (Expect::Statistics, Mode::Once),
-            Call::ExplainPolicy { .. } => (Expect::Explained, Mode::Once),
-        };
-        let asked = match &call {
-            Call::Take { names, .. } => names.clone(),
-            Call::Reopen { reopenings } => {
-                reopenings.iter().map(|reopening| reopening.name.clone()).collect()
-            }
-            Call::Give { .. }
-            | Call::Close { .. }
-            | Call::Begin
-            | Call::Commit { .. }
-            | Call::Rollback
-            | Call::List { .. }
-            | Call::Watch { .. }
-            | Call::GetStatistics
-            | Call::ExplainPolicy { .. } => Vec::new(),
-        };
-        Self { message: call::write(call, mode), due, in_parts: mode == Mode::More, asked }
+        let (due, mode) = due(call);
+        let mut message = Frame { bytes: Vec::new(), fds: Vec::new() };
+        put(&mut message, call, mode);
+        Self { message, due, in_parts: mode == Mode::More, asked: asked(call) }
     }
+}
 
-    /// What was handed out, in the order in which it was asked for; nothing if it is not exactly
-    /// that. The surplus is closed.
-    pub(crate) fn check(&self, handed: Vec<Handed<OwnedFd>>) -> Option<Vec<Handed<OwnedFd>>> {
-        if handed.len() != self.asked.len() {
-            return None;
-        }
-        if handed.iter().map(|handed| &handed.name).eq(&self.asked) {
-            return Some(handed);
-        }
-        let mut by_name: BTreeMap<Name, Handed<OwnedFd>> =
-            handed.into_iter().map(|handed| (handed.name.clone(), handed)).collect();
-        self.asked.iter().map(|name| by_name.remove(name)).collect()
+/// Puts a call behind those that a message has in it already, and its descriptors behind theirs.
+pub(crate) fn put<'fd>(
+    message: &mut Frame<BorrowedFd<'fd>>,
+    call: &Call<BorrowedFd<'fd>>,
+    mode: Mode,
+) {
+    call::append(&mut message.bytes, call, mode);
+    if let Call::Give { gifts, .. } = call {
+        message.fds.extend(gifts.iter().map(|gift| gift.fd));
     }
+}
+
+/// Which answer is due a call, and how it is asked for.
+pub(crate) fn due<F>(call: &Call<F>) -> (Expect, Mode) {
+    match call {
+        Call::Give { .. } => (Expect::Given, Mode::Once),
+        Call::Take { .. } | Call::Reopen { .. } => (Expect::Handed, Mode::Once),
+        Call::Close { .. } | Call::Begin | Call::Commit { .. } | Call::Rollback => {
+            (Expect::Done, Mode::Once)
+        }
+        Call::List { .. } => (Expect::Listed, Mode::More),
+        Call::Watch { .. } => (Expect::Notice, Mode::More),
+        Call::GetStatistics => (Expect::Statistics, Mode::Once),
+        Call::ExplainPolicy { .. } => (Expect::Explained, Mode::Once),
+    }
+}
+
+/// Whose descriptors the answer to a call must have, each once.
+pub(crate) fn asked<F>(call: &Call<F>) -> Cow<'_, [Name]> {
+    match call {
+        Call::Take { names, .. } => names.into(),
+        Call::Reopen { reopenings } => {
+            reopenings.iter().map(|reopening| reopening.name.clone()).collect()
+        }
+        Call::Give { .. }
+        | Call::Close { .. }
+        | Call::Begin
+        | Call::Commit { .. }
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::Watch { .. }
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => Cow::Borrowed(&[]),
+    }
+}
+
+/// Has a call that is final at once known by a ticket.
+pub(crate) fn put_ticket<F>(call: &mut Call<F>, by: Option<&Ticket>) {
+    if let Call::Give { ticket, .. } | Call::Close { ticket, .. } = call {
+        *ticket = by.cloned();
+    }
+}
+
+/// Whether the loss of its connection leaves it open whether a call was carried out.
+pub(crate) fn leaves_doubt<F>(call: &Call<F>) -> bool {
+    match call {
+        Call::Give { .. } | Call::Close { .. } | Call::Reopen { .. } | Call::Commit { .. } => true,
+        // What is taken leaves the stash when the answer has left for here, and what has left can be
+        // read also when the connection has ended. So where no answer comes, nothing was taken.
+        Call::Take { .. }
+        | Call::Begin
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::Watch { .. }
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => false,
+    }
+}
+
+/// What was handed out, in the order in which it was asked for; nothing if it is not exactly that. The
+/// surplus is closed.
+pub(crate) fn in_order(
+    asked: &[Name],
+    handed: Vec<Handed<OwnedFd>>,
+) -> Option<Vec<Handed<OwnedFd>>> {
+    if handed.len() != asked.len() {
+        return None;
+    }
+    if handed.iter().map(|handed| &handed.name).eq(asked) {
+        return Some(handed);
+    }
+    let mut by_name: BTreeMap<Name, Handed<OwnedFd>> =
+        handed.into_iter().map(|handed| (handed.name.clone(), handed)).collect();
+    asked.iter().map(|name| by_name.remove(name)).collect()
 }
 
 fn takes<'fd>(names: &[Name], taking: Taking) -> Result<Vec<Call<BorrowedFd<'fd>>>, Error> {
@@ -223,7 +266,7 @@ fn takes<'fd>(names: &[Name], taking: Taking) -> Result<Vec<Call<BorrowedFd<'fd>
     Ok(calls.map(|names| Call::Take { names: names.to_vec(), taking, timeout_usec: 0 }).collect())
 }
 
-fn lend<F: AsFd>(gift: &Gift<F>) -> Gift<BorrowedFd<'_>> {
+pub(crate) fn lend<F: AsFd>(gift: &Gift<F>) -> Gift<BorrowedFd<'_>> {
     Gift {
         name: gift.name.clone(),
         fd: gift.fd.as_fd(),
@@ -240,8 +283,11 @@ fn lend<F: AsFd>(gift: &Gift<F>) -> Gift<BorrowedFd<'_>> {
 /// The daemon refuses a name that stands twice in one call; one that stands in two of the calls
 /// which a job `is_split` into, it could not see.
 fn distinct<'a>(names: impl IntoIterator<Item = &'a Name>, is_split: bool) -> Result<(), Error> {
+    if !is_split {
+        return Ok(());
+    }
     let mut seen = BTreeSet::new();
-    let twice = names.into_iter().filter(|_| is_split).find(|name| !seen.insert(*name));
+    let twice = names.into_iter().find(|name| !seen.insert(*name));
     twice.map_or(Ok(()), |name| {
         let reason = "it is named twice in one call".to_owned();
         Err(Refusal::InvalidName { name: name.as_str().to_owned(), reason }.into())

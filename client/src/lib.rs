@@ -39,6 +39,9 @@
 //!
 //! - A **take** or a **reopen** is final only when every descriptor has arrived. Where this process
 //!   has no room for one, or the connection is lost, the stash keeps what it had.
+//! - [`take_at_once`](blocking::Client::take_at_once) does without that, in one round trip instead of two,
+//!   for those who accept that what is on its way to them is lost with them.
+//! - Many calls in one round trip are a [`Pipeline`].
 //! - A call of **more than 253 descriptors**, the kernel's limit for a message, is several messages
 //!   and still all or nothing.
 //! - When the **daemon restarts**, after a crash or for an upgrade, the client connects anew and sends
@@ -46,6 +49,9 @@
 //!   has done it already, so it is done once. [`Error::ConnectionLost`] is for a daemon that does not
 //!   come back, and for the caller's own transactions, which are undone with their connection; those of
 //!   [`Client::transact`](blocking::Client::transact) are done anew.
+//! - That the daemon has gone is seen by the send that fails. Where descriptors are sent, that raises
+//!   **`SIGPIPE`**, which Rust programs ignore from their start: who turns it on again must not let it end
+//!   the process.
 //! - Descriptors that are given are only **borrowed**, whatever becomes of the call. Those that come
 //!   are [`OwnedFd`](std::os::fd::OwnedFd)s and **close-on-exec** from the first instant.
 #![forbid(unsafe_code)]
@@ -62,6 +68,7 @@ mod image;
 pub mod imago;
 mod job;
 mod options;
+mod pipeline;
 mod repetition;
 mod stage;
 #[cfg(feature = "tokio")]
@@ -82,4 +89,5 @@ pub use crate::{
     files::Files,
     image::{Driver, ImageError, Step},
     options::{OpenOptions, ReopenOptions},
+    pipeline::{Outcome, Pipeline},
 };

@@ -2,6 +2,7 @@
 
 use std::{
     array,
+    fmt::Write,
     hash::{BuildHasher, RandomState},
     process,
     time::{Duration, Instant},
@@ -126,6 +127,9 @@ fn is_of_connecting(error: &Error) -> bool {
 /// The tickets of one client, no two the same, and none the same as any other client's.
 pub(crate) struct Tickets {
     random: [u64; 2],
+    pid: u32,
+    /// What all have in common that this process makes.
+    common: String,
     count: u64,
 }
 
@@ -134,18 +138,40 @@ impl Tickets {
         // The kernel's randomness, by way of std: nobody need be kept from guessing, since a ticket
         // is its user's alone.
         let state = RandomState::new();
-        Self { random: [0, 1].map(|half: u8| state.hash_one(half)), count: 0 }
+        let random = [0, 1].map(|half: u8| state.hash_one(half));
+        let pid = process::id();
+        Self { random, pid, common: common(random, pid), count: 0 }
     }
 
     pub(crate) fn next(&mut self) -> Ticket {
-        self.count += 1;
-        // A process that was forked with a client in it counts on from the same number.
-        ticket(self.random, process::id(), self.count)
+        self.series()()
+    }
+
+    /// Makes one at each call.
+    pub(crate) fn series(&mut self) -> impl FnMut() -> Ticket {
+        // A process that was forked with a client in it counts on from the same number, and nothing
+        // but this system call tells it from the other.
+        let pid = process::id();
+        if pid != self.pid {
+            (self.pid, self.common) = (pid, common(self.random, pid));
+        }
+        || {
+            self.count += 1;
+            ticket(&self.common, self.count)
+        }
     }
 }
 
-fn ticket([high, low]: [u64; 2], pid: u32, count: u64) -> Ticket {
-    match Ticket::new(&format!("{high:016x}{low:016x}.{pid}.{count}")) {
+fn common([high, low]: [u64; 2], pid: u32) -> String {
+    format!("{high:016x}{low:016x}.{pid}.")
+}
+
+fn ticket(common: &str, count: u64) -> Ticket {
+    let mut text = String::with_capacity(Ticket::MAX_LEN);
+    text.push_str(common);
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{count}");
+    match Ticket::new(&text) {
         Ok(ticket) => ticket,
         Err(error) => unreachable!("{error}, and the longest of these has 64"),
     }
@@ -157,9 +183,21 @@ mod tests {
 
     #[test]
     fn the_longest_ticket_is_one() {
-        let longest = ticket([u64::MAX; 2], u32::MAX, u64::MAX);
+        let longest = ticket(&common([u64::MAX; 2], u32::MAX), u64::MAX);
 
         assert_eq!(longest.as_str().len(), Ticket::MAX_LEN);
+    }
+
+    #[test]
+    fn a_process_that_was_forked_makes_others_than_the_one_it_was_forked_from() {
+        let mut tickets = Tickets::new();
+        let of_the_other = common(tickets.random, 1);
+        (tickets.pid, tickets.common) = (1, of_the_other.clone());
+
+        let ticket = tickets.next();
+
+        assert!(!ticket.as_str().starts_with(&of_the_other));
+        assert!(ticket.as_str().starts_with(&common(tickets.random, process::id())));
     }
 
     #[test]

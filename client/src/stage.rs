@@ -26,7 +26,7 @@ impl<'a> Stage<'a> {
         Staged::begin(core).await.map(T::stage)
     }
 
-    pub(crate) async fn run(&mut self, job: &Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
+    pub(crate) async fn run(&mut self, job: Job<'_>) -> Result<Vec<Reply<OwnedFd>>, Error> {
         match self {
             Self::Blocking(staged) => staged.run(job).await,
             #[cfg(feature = "tokio")]

@@ -20,7 +20,7 @@ use fdstash_proto::{
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{
-    Error,
+    Error, Outcome, Pipeline,
     core::{Core, Staged, Watching, entries, explained, handed, info, replaced, statistics},
     default_socket,
     job::Job,
@@ -75,7 +75,7 @@ impl Client {
     ///
     /// Any [`Error`]; then none of them is kept, except after [`Error::ConnectionLost`], which tells.
     pub async fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
-        self.0.run(&Job::give(gifts, Clash::Replace)?).await.map(replaced)
+        self.0.run(Job::give(gifts, Clash::Replace)?).await.map(replaced)
     }
 
     /// Keeps descriptors under names that are free, else none of them.
@@ -84,7 +84,7 @@ impl Client {
     ///
     /// As [`Client::give`], and [`Refusal::AlreadyExists`](crate::Refusal::AlreadyExists).
     pub async fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
-        self.0.run(&Job::give(gifts, Clash::Refuse)?).await.map(drop)
+        self.0.run(Job::give(gifts, Clash::Refuse)?).await.map(drop)
     }
 
     /// Takes descriptors out of the stash, in the order of the names. They are the caller's alone,
@@ -108,7 +108,36 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::take(names, wait)?).await.map(handed)
+        self.0.run(Job::take(names, wait)?).await.map(handed)
+    }
+
+    /// Takes as [`Client::take`] does, but in one round trip: the stash lets go of the descriptors as its
+    /// answer leaves for here, and waits for no word that they have arrived. What is on its way when this
+    /// process dies is lost with it, as is what finds no room here ([`Error::NoRoom`]),
+    /// or while the future is dropped. Where the
+    /// daemon dies or the connection is lost, nothing is: what has not left is still kept, and taken again.
+    ///
+    /// More than 253 are taken as [`Client::take`] does.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; but for [`Error::NoRoom`], the stash then keeps them all.
+    pub async fn take_at_once(&mut self, names: &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.take_at_once_within(names, Duration::ZERO).await
+    }
+
+    /// Takes as [`Client::take_at_once`] does, and waits so long for names that are not there yet or
+    /// held by another's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::take_at_once`].
+    pub async fn take_at_once_within(
+        &mut self,
+        names: &[Name],
+        wait: Duration,
+    ) -> Result<Vec<Handed<OwnedFd>>, Error> {
+        self.0.run(Job::take_at_once(names, wait)?).await.map(handed)
     }
 
     /// Hands out descriptors that earlier calls have left here: they had arrived, and then the daemon
@@ -140,7 +169,7 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::copy(names, Taking::Copy, wait)?).await.map(handed)
+        self.0.run(Job::copy(names, Taking::Copy, wait)?).await.map(handed)
     }
 
     /// Hands out open file descriptions of their own, in the order of the names, so that nothing
@@ -165,7 +194,7 @@ impl Client {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::copy(names, Taking::Fresh, wait)?).await.map(handed)
+        self.0.run(Job::copy(names, Taking::Fresh, wait)?).await.map(handed)
     }
 
     /// Has the daemon close descriptors and forget them.
@@ -174,7 +203,7 @@ impl Client {
     ///
     /// Any [`Error`]; then all are still kept, except after [`Error::ConnectionLost`], which tells.
     pub async fn close(&mut self, names: &[Name]) -> Result<(), Error> {
-        self.0.run(&Job::close(names)?).await.map(drop)
+        self.0.run(Job::close(names)?).await.map(drop)
     }
 
     /// Opens kept files anew with other flags, and hands out descriptors of the same kind, or with less
@@ -189,7 +218,7 @@ impl Client {
         &mut self,
         reopenings: &[Reopening],
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::reopen(reopenings)?).await.map(handed)
+        self.0.run(Job::reopen(reopenings)?).await.map(handed)
     }
 
     /// Lists the entries whose names match, in the order of their names.
@@ -198,7 +227,7 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub async fn list(&mut self, pattern: &Pattern) -> Result<Vec<Entry>, Error> {
-        self.0.run(&Job::list(pattern)).await.map(entries)
+        self.0.run(Job::list(pattern)).await.map(entries)
     }
 
     /// Asks for the daemon's figures.
@@ -207,7 +236,7 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub async fn statistics(&mut self) -> Result<Statistics, Error> {
-        self.0.run(&Job::statistics()).await.and_then(statistics)
+        self.0.run(Job::statistics()).await.and_then(statistics)
     }
 
     /// Asks what the policy says to a user who is in these groups, and why. It takes root.
@@ -222,7 +251,7 @@ impl Client {
         verb: Verb,
         name: &Name,
     ) -> Result<Explanation, Error> {
-        self.0.run(&Job::explain_policy(uid, gids, verb, name)).await.and_then(explained)
+        self.0.run(Job::explain_policy(uid, gids, verb, name)).await.and_then(explained)
     }
 
     /// Asks the daemon what it is.
@@ -231,7 +260,17 @@ impl Client {
     ///
     /// Any [`Error`] of the connection.
     pub async fn info(&mut self) -> Result<Info, Error> {
-        self.0.run(&Job::info()).await.and_then(info)
+        self.0.run(Job::info()).await.and_then(info)
+    }
+
+    /// Does the calls of a pipeline, one after another, and tells for each what became of it, in their
+    /// order. Where the connection is lost, those without an answer are sent again, each once.
+    ///
+    /// A give or a close whose answer was lost, where one behind it in the pipeline is known to be done, was
+    /// done or refused, and the daemon no longer knows which: of that, and of nothing else,
+    /// [`Error::ConnectionLost`] says that it may be done.
+    pub async fn run(&mut self, pipeline: Pipeline<'_>) -> Vec<Result<Outcome, Error>> {
+        self.0.run_pipeline(pipeline).await
     }
 
     /// Begins a transaction: what is done in it becomes final together, or not at all.

@@ -31,6 +31,7 @@ mod blocking {
 
     include!("stories/calls.rs");
     include!("stories/losses.rs");
+    include!("stories/pipelines.rs");
     include!("stories/transactions.rs");
 }
 
@@ -65,5 +66,6 @@ mod tokio {
 
     include!("stories/calls.rs");
     include!("stories/losses.rs");
+    include!("stories/pipelines.rs");
     include!("stories/transactions.rs");
 }

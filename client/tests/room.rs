@@ -34,12 +34,12 @@ fn fill_up_to(left: usize) -> Vec<File> {
     all
 }
 
-/// Hands out four descriptors where there is room for two, in a copy, a take, a reopen and in the
-/// client's own transaction. The statistics before are for the test to know that the script has
+/// Hands out four descriptors where there is room for two, in a copy, a take, a reopen, in the
+/// client's own transaction, and in a take at once. The statistics before are for the test to know that the script has
 /// opened all that it needs.
 fn script(stage: Stage) {
     let four = names(["a", "b", "c", "d"]);
-    let mut replies: Vec<Reply<OwnedFd>> = (0..4).map(|_| handed(&four)).collect();
+    let mut replies: Vec<Reply<OwnedFd>> = (0..5).map(|_| handed(&four)).collect();
     let mut hand_out = |line: &mut Line, words| line.answers(words, replies.pop().unwrap());
     let mut line = stage.accepts();
     line.answers("GetStatistics", Reply::Statistics(figures(1)));
@@ -54,6 +54,7 @@ fn script(stage: Stage) {
     line.answers("Begin", Reply::Done);
     hand_out(&mut line, "Take a b c d");
     line.answers("Rollback", Reply::Done);
+    hand_out(&mut line, "Take a b c d");
     line.answers("GetStatistics", Reply::Statistics(figures(2)));
 }
 
@@ -71,8 +72,10 @@ macro_rules! story {
         let staged = $wait!(transaction.take(&four)).unwrap_err();
         let commit = $wait!(transaction.commit()).unwrap_err();
 
+        let at_once = $wait!($client.take_at_once(&four)).unwrap_err();
+
         drop(full);
-        for error in [copied, taken, reopened, staged] {
+        for error in [copied, taken, reopened, staged, at_once] {
             assert!(matches!(error, Error::NoRoom), "{error:?}");
         }
         assert!(matches!(commit, Error::RolledBack), "{commit:?}");

@@ -83,13 +83,26 @@ enum Cut {
     HandedOver,
     /// As much at once as the kernel joins: up to the end of what brought descriptors.
     Joined,
+    /// As sent, with a blank before every message: whoever has a short way to read what is said plainly
+    /// then goes the long one.
+    WithBlanks,
 }
 
 fn reads(pieces: &[Piece], cut: Cut) -> Vec<Piece> {
     let mut reads: Vec<Piece> = Vec::new();
+    let mut is_at_end = true;
     for piece in pieces {
         match cut {
             Cut::AsSent | Cut::HandedOver => reads.push(piece.clone()),
+            Cut::WithBlanks => {
+                let mut bytes = Vec::new();
+                for byte in &piece.bytes {
+                    bytes.extend(is_at_end.then_some(b' '));
+                    bytes.push(*byte);
+                    is_at_end = *byte == 0;
+                }
+                reads.push(Piece { bytes, fds: piece.fds.clone() });
+            }
             Cut::Bytes => {
                 let mut fds = piece.fds.clone();
                 reads.extend(
@@ -161,9 +174,11 @@ fn all_cuts<T: Debug + PartialEq>(
     let by_bytes = hear(pieces, Cut::Bytes, new, &next, &is_last);
     let over = hear(pieces, Cut::HandedOver, new, &next, &is_last);
     let joined = hear(pieces, Cut::Joined, new, &next, &is_last);
+    let with_blanks = hear(pieces, Cut::WithBlanks, new, &next, &is_last);
 
     assert_eq!(by_bytes, heard, "byte by byte, and as it was sent");
     assert_eq!(over, heard, "by several inboxes, and by one");
+    assert_eq!(with_blanks, heard, "with a blank before every message, and as it was sent");
     let is_whole = heard.hangup.is_none() && heard.messages.iter().all(is_sound);
     if is_whole && heard.unnamed.is_empty() {
         match joined.hangup {

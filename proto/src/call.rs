@@ -5,7 +5,13 @@
 //!
 //! Both directions stand in this one file, since each wire type serves both.
 
-use std::{borrow::Cow, collections::BTreeSet, convert::Infallible, fmt, marker::PhantomData};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashSet},
+    convert::Infallible,
+    fmt,
+    marker::PhantomData,
+};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -17,6 +23,7 @@ use crate::{
     Access, INTERFACE_NAME, Labels, MAX_DESCRIPTORS, Name, Pattern, Refusal, SERVICE_NAME, Share,
     Ticket, Verb,
     codec::{Frame, Hangup, Supply},
+    plain,
 };
 
 /// One call of the interface; `F` is a descriptor that came beside it.
@@ -309,6 +316,10 @@ pub struct Incoming<F> {
 
 /// Reads one message, and takes the descriptors that it names from those that have come.
 pub(crate) fn read<F>(bytes: &[u8], supply: &mut Supply<F>) -> Result<Incoming<F>, Hangup> {
+    if let Some(call) = plain::read_call(bytes, supply) {
+        let request = Ok(Request::Stash(call));
+        return Ok(Incoming { request, mode: Mode::Once, unused: Vec::new(), last: false });
+    }
     let Object(envelope): Object<Envelope<'_>> =
         serde_json::from_slice(bytes).map_err(|_| Hangup::NotACall)?;
     let mode = match (envelope.oneway, envelope.more) {
@@ -523,13 +534,21 @@ fn name(text: &str) -> Result<Name, Refusal> {
 
 fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<Name>, Refusal> {
     let names: Vec<Name> = texts.map(name).collect::<Result<_, _>>()?;
-    let mut seen = BTreeSet::new();
-    for name in &names {
-        if !seen.insert(name) {
-            return Err(named_twice(name.as_str()));
-        }
+    match twice(&names) {
+        Some(name) => Err(named_twice(name.as_str())),
+        None => Ok(names),
     }
-    Ok(names)
+}
+
+/// The first name that stands there for the second time.
+pub(crate) fn twice(names: &[Name]) -> Option<&Name> {
+    // Numbered ones come in an order, and to see that is cheaper than to look each up.
+    let rank = |at: usize| (names[at].as_str().len(), names[at].as_str());
+    if (1..names.len()).all(|at| rank(at - 1) < rank(at)) {
+        return None;
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    names.iter().find(|name| !seen.insert(name.as_str()))
 }
 
 fn named_twice(name: &str) -> Refusal {
@@ -557,7 +576,7 @@ fn refuse_whole<F>(refusal: Refusal, parameters: &str, supply: &mut Supply<F>) -
         Some(_) => (0, true),
         None => (0, supply.len() > 0),
     };
-    Misfit { refusal, unused: supply.take(count), last }
+    Misfit { refusal, unused: supply.drain(count).collect(), last }
 }
 
 /// How many descriptors a message of whatever method names; none if its indices are not 0, 1, 2 and
@@ -623,105 +642,168 @@ fn culprit(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
 /// Puts a call into a message for the daemon; its descriptors go beside it, in the gifts' order.
 #[must_use]
 pub fn write<F>(call: Call<F>, mode: Mode) -> Frame<F> {
-    let mut fds = Vec::new();
-    let (method, parameters) = match call {
-        Call::Give { gifts, clash, ticket } => ("Give", {
-            let entries =
-                gifts.into_iter().map(|gift| Object(gift_to_wire(gift, &mut fds))).collect();
-            to_value(&GiveWire {
-                entries,
-                exclusive: Some(clash == Clash::Refuse).filter(|on| *on),
-                ticket: ticket.as_ref().map(as_text),
-            })
-        }),
-        Call::Take { names, taking, timeout_usec } => ("Take", {
-            let on = |on: bool| Some(on).filter(|on| *on);
-            to_value(&TakeWire {
-                names: as_texts(&names),
-                copy: on(taking != Taking::Move),
-                fresh: on(taking == Taking::Fresh),
-                timeout_usec: Some(to_int(timeout_usec)).filter(|usec| *usec > 0),
-            })
-        }),
-        Call::Close { names, ticket } => ("Close", {
-            let ticket = ticket.as_ref().map(as_text);
-            to_value(&CloseWire { names: as_texts(&names), ticket })
-        }),
-        Call::Reopen { reopenings } => ("Reopen", {
-            let entries = reopenings.into_iter().map(ReopeningWire::of).map(Object).collect();
-            to_value(&ReopenWire { entries })
-        }),
-        Call::Begin => ("Begin", to_value(&NoneWire {})),
-        Call::Commit { ticket } => {
-            ("Commit", to_value(&CommitWire { ticket: ticket.as_ref().map(as_text) }))
-        }
-        Call::Rollback => ("Rollback", to_value(&NoneWire {})),
-        Call::List { pattern } => ("List", pattern_to_wire(&pattern)),
-        Call::Watch { pattern } => ("Watch", pattern_to_wire(&pattern)),
-        Call::GetStatistics => ("GetStatistics", to_value(&NoneWire {})),
-        Call::ExplainPolicy { uid, gids, verb, name } => ("ExplainPolicy", {
-            to_value(&ExplainWire { uid, gids, verb, name: Cow::Borrowed(name.as_str()) })
-        }),
+    let mut bytes = Vec::new();
+    append(&mut bytes, &call, mode);
+    let Call::Give { gifts, .. } = call else { return Frame { bytes, fds: Vec::new() } };
+    Frame { bytes, fds: gifts.into_iter().map(|gift| gift.fd).collect() }
+}
+
+/// Appends a call's message to others. Its descriptors go beside it, in the gifts' order.
+pub fn append<F>(bytes: &mut Vec<u8>, call: &Call<F>, mode: Mode) {
+    bytes.reserve(expected_len(call));
+    let method = match call {
+        Call::Give { .. } => "Give",
+        Call::Take { .. } => "Take",
+        Call::Close { .. } => "Close",
+        Call::Reopen { .. } => "Reopen",
+        Call::Begin => "Begin",
+        Call::Commit { .. } => "Commit",
+        Call::Rollback => "Rollback",
+        Call::List { .. } => "List",
+        Call::Watch { .. } => "Watch",
+        Call::GetStatistics => "GetStatistics",
+        Call::ExplainPolicy { .. } => "ExplainPolicy",
     };
-    let frame = frame(&format!("{INTERFACE_NAME}.{method}"), &parameters, mode);
-    Frame { bytes: frame, fds }
+    write_method(bytes, INTERFACE_NAME, method);
+    write_parameters(bytes, call);
+    let end: &[u8] = match mode {
+        Mode::Once => b"}\0",
+        Mode::More => b",\"more\":true}\0",
+        Mode::Oneway => b",\"oneway\":true}\0",
+    };
+    bytes.extend_from_slice(end);
 }
 
 /// Puts a `GetInfo` of the service's own interface into a message.
 #[must_use]
 pub fn write_get_info<F>() -> Frame<F> {
-    let method = format!("{SERVICE_NAME}.GetInfo");
-    Frame { bytes: frame(&method, &to_value(&NoneWire {}), Mode::Once), fds: Vec::new() }
+    let mut bytes = Vec::new();
+    write_method(&mut bytes, SERVICE_NAME, "GetInfo");
+    bytes.extend_from_slice(b"{}}\0");
+    Frame { bytes, fds: Vec::new() }
 }
 
-fn frame(method: &str, parameters: &Value, mode: Mode) -> Vec<u8> {
-    let mut message = serde_json::json!({ "method": method, "parameters": parameters });
-    match mode {
-        Mode::Once => {}
-        Mode::More => message["more"] = true.into(),
-        Mode::Oneway => message["oneway"] = true.into(),
+/// How many bytes it will be, or a few less.
+fn expected_len<F>(call: &Call<F>) -> usize {
+    let names: usize = match call {
+        Call::Give { gifts, .. } => gifts.iter().map(|gift| 33 + gift.name.as_str().len()).sum(),
+        Call::Take { names, .. } | Call::Close { names, .. } => {
+            names.iter().map(|name| 3 + name.as_str().len()).sum()
+        }
+        Call::Reopen { reopenings } => reopenings.len() * 64,
+        Call::Begin
+        | Call::Commit { .. }
+        | Call::Rollback
+        | Call::List { .. }
+        | Call::Watch { .. }
+        | Call::GetStatistics
+        | Call::ExplainPolicy { .. } => 0,
+    };
+    names + 160
+}
+
+fn write_method(bytes: &mut Vec<u8>, interface: &str, method: &str) {
+    bytes.extend_from_slice(br#"{"method":""#);
+    bytes.extend_from_slice(interface.as_bytes());
+    bytes.push(b'.');
+    bytes.extend_from_slice(method.as_bytes());
+    bytes.extend_from_slice(br#"","parameters":"#);
+}
+
+fn write_parameters<F>(bytes: &mut Vec<u8>, call: &Call<F>) {
+    match call {
+        Call::Give { gifts, clash, ticket } => {
+            bytes.extend_from_slice(br#"{"entries":"#);
+            plain::write_list(bytes, gifts.iter().enumerate(), write_gift);
+            write_if(bytes, *clash == Clash::Refuse, br#","exclusive":true"#);
+            write_ticket(bytes, br#","ticket":"#, ticket.as_ref());
+            bytes.push(b'}');
+        }
+        Call::Take { names, taking, timeout_usec } => {
+            write_names(bytes, names);
+            write_if(bytes, *taking != Taking::Move, br#","copy":true"#);
+            write_if(bytes, *taking == Taking::Fresh, br#","fresh":true"#);
+            if *timeout_usec > 0 {
+                bytes.extend_from_slice(br#","timeoutUSec":"#);
+                plain::write_number(bytes, to_int(*timeout_usec).unsigned_abs());
+            }
+            bytes.push(b'}');
+        }
+        Call::Close { names, ticket } => {
+            write_names(bytes, names);
+            write_ticket(bytes, br#","ticket":"#, ticket.as_ref());
+            bytes.push(b'}');
+        }
+        Call::Commit { ticket } => {
+            bytes.push(b'{');
+            write_ticket(bytes, br#""ticket":"#, ticket.as_ref());
+            bytes.push(b'}');
+        }
+        Call::Begin | Call::Rollback | Call::GetStatistics => bytes.extend_from_slice(b"{}"),
+        Call::Reopen { reopenings } => {
+            let entries = reopenings.iter().cloned().map(ReopeningWire::of).map(Object).collect();
+            write_wire(bytes, &ReopenWire { entries });
+        }
+        Call::List { pattern } | Call::Watch { pattern } => {
+            let pattern = Some(pattern.as_str().to_owned()).filter(|text| text != "*");
+            write_wire(bytes, &PatternWire { pattern });
+        }
+        Call::ExplainPolicy { uid, gids, verb, name } => {
+            let (uid, gids, verb) = (*uid, gids.clone(), *verb);
+            write_wire(bytes, &ExplainWire { uid, gids, verb, name: name.as_str().into() });
+        }
     }
-    let mut bytes = message.to_string().into_bytes();
-    bytes.push(0);
-    bytes
 }
 
-fn gift_to_wire<'a, F>(gift: Gift<F>, fds: &mut Vec<F>) -> GiftWire<'a> {
-    let on = |on: bool| Some(on).filter(|on| *on);
-    let file_descriptor = to_int(fds.len() as u64);
-    fds.push(gift.fd);
-    GiftWire {
-        name: Cow::Owned(gift.name.as_str().to_owned()),
-        file_descriptor,
-        fresh: on(gift.fresh),
-        may_reopen: gift.may_reopen,
-        expire_usec: gift.expire_usec.map(to_int),
-        ephemeral: on(gift.ephemeral),
-        close_on_hangup: on(gift.close_on_hangup),
-        share: Some(gift.share).filter(|share| *share != Share::default()).map(Object),
-        labels: Some(gift.labels).filter(|labels| !labels.is_empty()),
+fn write_gift<F>(bytes: &mut Vec<u8>, (index, gift): (usize, &Gift<F>)) {
+    let Gift { name, fd: _, fresh, may_reopen, expire_usec, ephemeral, close_on_hangup, .. } = gift;
+    let on = |on: &bool| Some(*on).filter(|on| *on);
+    let share = (!gift.share.is_none()).then(|| Object(gift.share.clone()));
+    let labels = (!gift.labels.is_empty()).then(|| gift.labels.clone());
+    let is_bare =
+        !(*fresh || *ephemeral || *close_on_hangup || share.is_some() || labels.is_some());
+    if is_bare && may_reopen.is_none() && expire_usec.is_none() {
+        return plain::write_entry(bytes, name, index);
+    }
+    let wire = GiftWire {
+        name: name.as_str().into(),
+        file_descriptor: to_int(index as u64),
+        fresh: on(fresh),
+        may_reopen: *may_reopen,
+        expire_usec: expire_usec.map(to_int),
+        ephemeral: on(ephemeral),
+        close_on_hangup: on(close_on_hangup),
+        share,
+        labels,
+    };
+    write_wire(bytes, &wire);
+}
+
+fn write_names(bytes: &mut Vec<u8>, names: &[Name]) {
+    bytes.extend_from_slice(br#"{"names":"#);
+    plain::write_names(bytes, names.iter());
+}
+
+fn write_if(bytes: &mut Vec<u8>, on: bool, field: &[u8]) {
+    if on {
+        bytes.extend_from_slice(field);
     }
 }
 
-fn pattern_to_wire(pattern: &Pattern) -> Value {
-    to_value(&PatternWire { pattern: Some(pattern.as_str().to_owned()).filter(|text| text != "*") })
-}
-
-fn as_texts(names: &[Name]) -> Vec<Cow<'_, str>> {
-    names.iter().map(|name| Cow::Borrowed(name.as_str())).collect()
-}
-
-fn as_text(ticket: &Ticket) -> Cow<'_, str> {
-    Cow::Borrowed(ticket.as_str())
+fn write_ticket(bytes: &mut Vec<u8>, before: &[u8], ticket: Option<&Ticket>) {
+    if let Some(ticket) = ticket {
+        bytes.extend_from_slice(before);
+        plain::write_text(bytes, ticket.as_str());
+    }
 }
 
 fn to_int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-pub(crate) fn to_value(wire: &impl Serialize) -> Value {
+pub(crate) fn write_wire(bytes: &mut Vec<u8>, wire: &impl Serialize) {
     // No type of ours has a map with other keys than text, the one thing that could fail here.
-    serde_json::to_value(wire).unwrap_or_default()
+    let _ = serde_json::to_writer(bytes, wire);
 }
 
 /// What is written as an object. Of a struct alone serde would also take an array of its fields.
@@ -782,14 +864,13 @@ struct Envelope<'a> {
     upgrade: Option<bool>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GiveWire<'a> {
     #[serde(borrow)]
     entries: Vec<Object<GiftWire<'a>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     exclusive: Option<bool>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow)]
     ticket: Option<Cow<'a, str>>,
 }
 
@@ -834,32 +915,30 @@ impl GiftWire<'_> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TakeWire<'a> {
     #[serde(borrow)]
     names: Vec<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     copy: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     fresh: Option<bool>,
-    #[serde(rename = "timeoutUSec", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "timeoutUSec")]
     timeout_usec: Option<i64>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CloseWire<'a> {
     #[serde(borrow)]
     names: Vec<Cow<'a, str>>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow)]
     ticket: Option<Cow<'a, str>>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CommitWire<'a> {
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow)]
     ticket: Option<Cow<'a, str>>,
 }
 

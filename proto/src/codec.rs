@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 
+use memchr::memchr;
+
 use crate::{
-    MAX_DESCRIPTORS,
+    MAX_DESCRIPTORS, Name,
     call::{self, Incoming},
     reply::{self, Answer, Expect},
 };
@@ -52,7 +54,7 @@ pub enum Hangup {
 }
 
 /// The descriptors that have come and that no message has named yet, in the order of their arrival.
-pub(crate) struct Supply<F>(VecDeque<F>);
+pub(crate) struct Supply<F>(pub(crate) VecDeque<F>);
 
 impl<F> Supply<F> {
     pub(crate) fn len(&self) -> usize {
@@ -60,8 +62,8 @@ impl<F> Supply<F> {
     }
 
     /// The first `count` of them, or all that there are.
-    pub(crate) fn take(&mut self, count: usize) -> Vec<F> {
-        self.0.drain(..count.min(self.0.len())).collect()
+    pub(crate) fn drain(&mut self, count: usize) -> impl Iterator<Item = F> {
+        self.0.drain(..count.min(self.0.len()))
     }
 
     /// As many as `order` has, each in the place where its number stands in `order`. None, and
@@ -163,8 +165,22 @@ impl<F> Inbox<F> {
     ///
     /// A [`Hangup`] if what stands there is no such reply, or too long to be one.
     pub fn next_reply(&mut self, due: Expect) -> Result<Option<Answer<F>>, Hangup> {
+        self.next_reply_to(due, &[])
+    }
+
+    /// As [`Inbox::next_reply`], of a call that has asked for these names: a name that stands in the
+    /// reply where it stands there shares its text.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inbox::next_reply`].
+    pub fn next_reply_to(
+        &mut self,
+        due: Expect,
+        asked: &[Name],
+    ) -> Result<Option<Answer<F>>, Hangup> {
         let Some(end) = self.find_end()? else { return Ok(None) };
-        let reply = reply::read(&self.buffer[self.start..end], due, &mut self.supply);
+        let reply = reply::read(&self.buffer[self.start..end], due, asked, &mut self.supply);
         self.step_over(end);
         reply.map(Some)
     }
@@ -190,13 +206,12 @@ impl<F> Inbox<F> {
 
     /// Takes out every descriptor that no message has named, for their closing.
     pub fn take_unnamed(&mut self) -> Vec<F> {
-        let all = self.supply.len();
-        self.supply.take(all)
+        self.supply.0.drain(..).collect()
     }
 
     fn find_end(&mut self) -> Result<Option<usize>, Hangup> {
         let from = self.scanned.max(self.start);
-        let end = self.buffer[from..].iter().position(|&byte| byte == 0).map(|at| from + at);
+        let end = memchr(0, &self.buffer[from..]).map(|at| from + at);
         self.scanned = end.unwrap_or(self.buffer.len());
         let len = end.map_or(self.buffer.len() - self.start, |end| end + 1 - self.start);
         if len > self.limit || (end.is_none() && len == self.limit) {

@@ -17,6 +17,7 @@ pub mod call;
 mod codec;
 mod name;
 mod pattern;
+mod plain;
 mod policy;
 #[cfg(feature = "proptest")]
 pub mod proptest;

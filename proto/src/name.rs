@@ -42,13 +42,11 @@ impl Name {
         if text.len() > Self::MAX_LEN {
             return Err(BadName::TooLong);
         }
-        if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return Err(BadName::Unprintable);
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b':') {
+            return Ok(Self(text.into()));
         }
-        if text.contains(':') {
-            return Err(BadName::Colon);
-        }
-        Ok(Self(text.into()))
+        let is_printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        Err(if is_printable { BadName::Colon } else { BadName::Unprintable })
     }
 
     /// The name as text.

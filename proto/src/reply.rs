@@ -5,13 +5,14 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use crate::{
     Access, Change, Entry, Explanation, Flags, INTERFACE_NAME, Keeper, Kind, Labels, Name, Peer,
     SERVICE_NAME,
-    call::{Object, to_value},
+    call::{Object, write_wire},
     codec::{Frame, Hangup, Supply},
+    plain,
 };
 
 /// What a call that was carried out answers; `F` is a descriptor that goes beside it.
@@ -314,20 +315,24 @@ pub enum Refused {
     },
 }
 
+/// How many bytes the shortest answers have at most, and many others.
+const SHORT: usize = 128;
+
 /// Puts an answer into a message; its descriptors go beside it, in the order of its entries.
 pub fn write<F>(outcome: Result<Reply<F>, Refusal>, continues: bool) -> Frame<F> {
+    let mut bytes = Vec::with_capacity(SHORT);
     let mut fds = Vec::new();
-    let mut bytes = match outcome {
+    match outcome {
         Ok(reply) => {
-            let parameters = reply_to_wire(reply, &mut fds);
-            to_bytes(&OkWire { parameters, continues: continues.then_some(true) })
+            bytes.extend_from_slice(br#"{"parameters":"#);
+            write_parameters(&mut bytes, reply, &mut fds);
+            bytes.extend_from_slice(if continues { b",\"continues\":true}\0" } else { b"}\0" });
         }
         Err(refusal) => {
-            let (error, parameters) = refusal_to_wire(&refusal);
-            to_bytes(&ErrorWire { error: &error, parameters })
+            write_refusal(&mut bytes, &refusal);
+            bytes.push(0);
         }
-    };
-    bytes.push(0);
+    }
     Frame { bytes, fds }
 }
 
@@ -351,8 +356,7 @@ impl Listing {
             self.bytes.push(b',');
         }
         self.entries += 1;
-        // As in `to_bytes`, it cannot fail.
-        let _ = serde_json::to_writer(&mut self.bytes, &EntryWire::from(entry));
+        write_wire(&mut self.bytes, &EntryWire::from(entry));
     }
 
     /// How many entries it has.
@@ -386,8 +390,12 @@ impl Default for Listing {
 pub(crate) fn read<F>(
     bytes: &[u8],
     due: Expect,
+    asked: &[Name],
     supply: &mut Supply<F>,
 ) -> Result<Answer<F>, Hangup> {
+    if let Some(reply) = plain::read_reply(bytes, due, asked, supply) {
+        return Ok(Answer { outcome: Ok(reply), continues: false });
+    }
     let Object(envelope): Object<Envelope<'_>> =
         serde_json::from_slice(bytes).map_err(|_| Hangup::NotAReply)?;
     let parameters = envelope.parameters.map_or("{}", RawValue::get);
@@ -399,44 +407,36 @@ pub(crate) fn read<F>(
     Ok(Answer { outcome, continues: envelope.continues.unwrap_or_default() })
 }
 
-fn to_bytes(wire: &impl Serialize) -> Vec<u8> {
-    // No type of ours has a map with other keys than text, the one thing that could fail here.
-    serde_json::to_vec(wire).unwrap_or_default()
-}
-
 /// In the order of the interface, which a `Value` would not keep.
 fn to_line(wire: &impl Serialize) -> String {
     serde_json::to_string(wire).unwrap_or_default()
 }
 
-fn reply_to_wire<F>(reply: Reply<F>, fds: &mut Vec<F>) -> ParametersWire {
+fn write_parameters<F>(bytes: &mut Vec<u8>, reply: Reply<F>, fds: &mut Vec<F>) {
     match reply {
-        Reply::Done => ParametersWire::Done(NothingWire {}),
-        Reply::Given { replaced } => ParametersWire::Given(GivenWire {
-            replaced: replaced.iter().map(|name| name.as_str().to_owned()).collect(),
-        }),
-        Reply::Handed(handed) => ParametersWire::Handed(HandedListWire {
-            entries: handed
-                .into_iter()
-                .map(|handed| {
-                    fds.push(handed.fd);
-                    HandedWire {
-                        name: handed.name.as_str().to_owned(),
-                        file_descriptor: i64::try_from(fds.len() - 1).unwrap_or(i64::MAX),
-                    }
-                })
-                .collect(),
-        }),
-        Reply::Listed(entries) => ParametersWire::Listed(ListedWire {
-            entries: entries.into_iter().map(EntryWire::from).collect(),
-        }),
-        Reply::Notice(notice) => ParametersWire::Notice(notice.into()),
-        Reply::Statistics(statistics) => ParametersWire::Statistics(statistics),
-        Reply::Explained(explanation) => ParametersWire::Explained(explanation),
-        Reply::Info(info) => ParametersWire::Info(info),
-        Reply::Description(description) => {
-            ParametersWire::Description(DescriptionWire { description })
+        Reply::Done => bytes.extend_from_slice(b"{}"),
+        Reply::Given { replaced } => {
+            bytes.extend_from_slice(br#"{"replaced":"#);
+            plain::write_names(bytes, replaced.iter());
+            bytes.push(b'}');
         }
+        Reply::Handed(handed) => {
+            let len: usize = handed.iter().map(|handed| 33 + handed.name.as_str().len()).sum();
+            bytes.reserve(len + 32);
+            bytes.extend_from_slice(br#"{"entries":"#);
+            plain::write_entries(bytes, handed.iter().map(|handed| &handed.name));
+            bytes.push(b'}');
+            fds.extend(handed.into_iter().map(|handed| handed.fd));
+        }
+        Reply::Listed(entries) => {
+            let entries = entries.into_iter().map(EntryWire::from).collect();
+            write_wire(bytes, &ListedWire { entries });
+        }
+        Reply::Notice(notice) => write_wire(bytes, &NoticeWire::from(notice)),
+        Reply::Statistics(statistics) => write_wire(bytes, &statistics),
+        Reply::Explained(explanation) => write_wire(bytes, &explanation),
+        Reply::Info(info) => write_wire(bytes, &info),
+        Reply::Description(description) => write_wire(bytes, &DescriptionWire { description }),
     }
 }
 
@@ -485,12 +485,22 @@ fn parse<T: DeserializeOwned>(parameters: &str) -> Option<T> {
     serde_json::from_str(parameters).map(|Object(wire)| wire).ok()
 }
 
+fn write_error(bytes: &mut Vec<u8>, [interface, short]: [&str; 2], parameters: &impl Serialize) {
+    bytes.extend_from_slice(br#"{"error":""#);
+    bytes.extend_from_slice(interface.as_bytes());
+    bytes.push(b'.');
+    bytes.extend_from_slice(short.as_bytes());
+    bytes.extend_from_slice(br#"","parameters":"#);
+    write_wire(bytes, parameters);
+    bytes.push(b'}');
+}
+
 /// The errors of the interface, with their parameters' names and types, in both directions.
 macro_rules! refusals {
     ($($interface:ident $error:ident {
         $($field:ident $(as $wire:literal)?: $type:ty),*
     })*) => {
-        fn refusal_to_wire(refusal: &Refusal) -> (String, Value) {
+        fn write_refusal(bytes: &mut Vec<u8>, refusal: &Refusal) {
             $(
                 #[derive(Serialize)]
                 struct $error<'a> {
@@ -500,10 +510,10 @@ macro_rules! refusals {
                 }
             )*
             match refusal {
-                $(Refusal::$error { $($field),* } => (
-                    format!("{}.{}", $interface, stringify!($error)),
-                    to_value(&$error { $($field,)* _lifetime: std::marker::PhantomData }),
-                ),)*
+                $(Refusal::$error { $($field),* } => {
+                    let parameters = $error { $($field,)* _lifetime: std::marker::PhantomData };
+                    write_error(bytes, [$interface, stringify!($error)], &parameters);
+                })*
             }
         }
 
@@ -559,47 +569,20 @@ struct Envelope<'a> {
     error: Option<Cow<'a, str>>,
 }
 
-#[derive(Serialize)]
-struct OkWire {
-    parameters: ParametersWire,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continues: Option<bool>,
-}
-
-#[derive(Serialize)]
-struct ErrorWire<'a> {
-    error: &'a str,
-    parameters: Value,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum ParametersWire {
-    Done(NothingWire),
-    Given(GivenWire),
-    Handed(HandedListWire),
-    Listed(ListedWire),
-    Notice(NoticeWire),
-    Statistics(Statistics),
-    Explained(Explanation),
-    Info(Info),
-    Description(DescriptionWire),
-}
-
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct NothingWire {}
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct GivenWire {
     replaced: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct HandedListWire {
     entries: Vec<HandedWire>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct HandedWire {
     name: String,
     #[serde(rename = "fileDescriptor")]

@@ -105,9 +105,17 @@ pub fn send(
         return Ok(sent);
     }
     #[expect(clippy::disallowed_methods, reason = "sendfd takes numbers; `fds` outlives the call")]
-    let numbers: Vec<_> = fds.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
+    let number = |fd: &_| AsFd::as_fd(fd).as_raw_fd();
+    let (one, many): (_, Vec<_>);
+    let numbers = if let [fd] = fds {
+        one = [number(fd)];
+        &one[..]
+    } else {
+        many = fds.iter().map(number).collect();
+        &many
+    };
     loop {
-        match socket.send_with_fd(bytes, &numbers) {
+        match socket.send_with_fd(bytes, numbers) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             outcome => return outcome,
         }

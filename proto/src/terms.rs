@@ -274,6 +274,14 @@ pub struct Share {
     pub gids: Vec<u32>,
 }
 
+impl Share {
+    /// Whether it is with nobody.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.uids.is_empty() && self.gids.is_empty()
+    }
+}
+
 /// One entry as List and Watch show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

@@ -80,6 +80,36 @@ proptest! {
         prop_assert_eq!(sorted(out), delivery.received);
     }
 
+    // The plain form is read without serde, which reads whatever begins with a blank: both have to
+    // agree on what is accepted, and as what.
+    #[test]
+    fn a_blank_that_serde_passes_over_changes_nothing(
+        call in any_call(),
+        answer in answer(),
+        edits in collection::vec(edit(), 0..3),
+        count in proptest::option::weighted(0.2, 0u32..4),
+    ) {
+        let answer = numbered_answer(answer, false, &mut (0u32..));
+        let due = expect(&answer);
+        let mut call = call::write(numbered(call, &mut (0u32..)), Mode::Once);
+        let mut reply = to_frame(&answer);
+        for frame in [&mut call, &mut reply] {
+            frame.bytes.pop();
+            edits.iter().for_each(|(index, edit)| edit.make(&mut frame.bytes, index));
+            frame.bytes.push(0);
+            frame.fds = count.map_or(std::mem::take(&mut frame.fds), |count| (0..count).collect());
+        }
+        let heard_after = |before: &[u8]| {
+            let [mut calls, mut replies] = [Inbox::for_calls(), Inbox::for_replies()];
+            calls.feed(&[before, &call.bytes].concat(), call.fds.clone()).unwrap();
+            replies.feed(&[before, &reply.bytes].concat(), reply.fds.clone()).unwrap();
+            let heard = (calls.next_call(), replies.next_reply(due));
+            (heard, calls.take_unnamed(), replies.take_unnamed())
+        };
+
+        prop_assert_eq!(heard_after(b""), heard_after(b" "));
+    }
+
     #[test]
     fn whatever_the_kernel_accepts_the_receiver_gets_the_same_messages(
         calls in collection::vec(any_call(), 1..12),
@@ -734,6 +764,38 @@ impl Flaw {
         }
         framed(&message)
     }
+}
+
+/// What somebody else may write otherwise.
+#[derive(Debug, Clone)]
+enum Edit {
+    Put(u8),
+    Change(u8),
+    Cut,
+    Double,
+}
+
+impl Edit {
+    fn make(&self, message: &mut Vec<u8>, index: &Index) {
+        let at = index.index(message.len());
+        match self {
+            Self::Put(byte) => message.insert(at, *byte),
+            Self::Change(byte) => message[at] = *byte,
+            Self::Cut => message.truncate(at.max(1)),
+            Self::Double => message.extend_from_within(at..),
+        }
+    }
+}
+
+fn edit() -> impl Strategy<Value = (Index, Edit)> {
+    let byte = || prop_oneof![4 => sample::select(br#" "\,:{}[]0123at"#.to_vec()), 1 => 1u8..];
+    let edit = prop_oneof![
+        4 => byte().prop_map(Edit::Put),
+        4 => byte().prop_map(Edit::Change),
+        1 => Just(Edit::Cut),
+        1 => Just(Edit::Double),
+    ];
+    (any::<Index>(), edit)
 }
 
 fn asked() -> impl Strategy<Value = Asked> {

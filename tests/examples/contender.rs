@@ -4,28 +4,32 @@
 //! It says `ready DAEMON CLIENT`, the processes of both; then, for each line `OP MS` of its input, it
 //! does OP for so many milliseconds and says `COUNT SUM_NS P50_NS P99_NS`, or `unsupported`. The client
 //! is the blocking one of the library, as anybody would use it, and what it gives is /dev/null. Only the
-//! operation itself is timed, and not what makes ready for it or clears up after it.
+//! operation itself is timed, and not what makes ready for it or clears up after it. A take is the one in
+//! one round trip; those that end only when all has arrived are called safe here.
 //!
 //! | OP | is |
 //! | --- | --- |
 //! | `give`, `take`, `get` | one descriptor given, taken, copied |
 //! | `cycle` | give and take |
+//! | `safe_take`, `safe_cycle` | the same, with the take that is final when all has arrived |
 //! | `conn_give` | a connection for each give |
 //! | `idle200_cycle` | cycles beside 200 connections that say nothing |
 //! | `h19900_cycle` | cycles while 19,900 others are held, or as many as there is room for |
 //! | `c8_cycle` | cycles of eight processes at once; `SUM_NS` is the time that has gone by |
-//! | `give253`, `take253` | 253 descriptors in one call |
+//! | `pipe16_give`, `pipe16_take` | sixteen calls sent before the first answer is read; all of them are timed |
+//! | `give253`, `take253`, `safe_take253` | 253 descriptors in one call |
 
 use std::{
     env,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use fdstash::{Gift, Name, blocking::Client};
+use fdstash::{Error, Gift, Handed, Name, Outcome, Pipeline, blocking::Client};
 use kit::{Daemon, raise_open_files};
 
 /// How many more entries the stash is to have.
@@ -33,6 +37,9 @@ const HELD: usize = 19_900;
 
 /// As many as one message brings.
 const MANY: usize = 253;
+
+/// How many calls are sent together.
+const TOGETHER: usize = 16;
 
 /// How many connections stay silent.
 const IDLE: usize = 200;
@@ -51,6 +58,8 @@ fn main() -> io::Result<()> {
     }
     let daemon = Daemon::builder().quiet().spawn();
     let mut bench = Bench::new(&daemon);
+    // Its socket is there before its server is, which answers.
+    bench.client.statistics().map_err(io::Error::other)?;
     let mut out = io::stdout().lock();
     writeln!(out, "ready {} {}", server(&daemon)?, std::process::id())?;
     out.flush()?;
@@ -102,6 +111,9 @@ impl Told {
     }
 }
 
+/// One of the client's two ways to take.
+type Take = fn(&mut Client, &[Name]) -> Result<Vec<Handed<OwnedFd>>, Error>;
+
 /// The client, and what it needs for its operations.
 struct Bench {
     socket: PathBuf,
@@ -127,16 +139,21 @@ impl Bench {
         let many = names("many", MANY);
         match operation {
             "give" => Some(self.gives(&one, time)),
-            "take" => Some(self.takes(&one, time)),
+            "take" => Some(self.takes(&one, Client::take_at_once, time)),
+            "safe_take" => Some(self.takes(&one, Client::take, time)),
             "give253" => Some(self.gives(&many, time)),
-            "take253" => Some(self.takes(&many, time)),
+            "take253" => Some(self.takes(&many, Client::take_at_once, time)),
+            "safe_take253" => Some(self.takes(&many, Client::take, time)),
+            "pipe16_give" => Some(self.gives_together(time)),
+            "pipe16_take" => Some(self.takes_together(time)),
             "get" => Some(self.copies(&one, time)),
-            "cycle" => Some(self.cycles(time)),
+            "cycle" => Some(self.cycles(Client::take_at_once, time)),
+            "safe_cycle" => Some(self.cycles(Client::take, time)),
             "conn_give" => Some(self.connections(&one, time)),
             "idle200_cycle" => {
                 let connect = |_| Client::connect_to(&self.socket).expect("it is there");
                 let _idle: Vec<_> = (0..IDLE).map(connect).collect();
-                Some(self.cycles(time))
+                Some(self.cycles(Client::take_at_once, time))
             }
             "h19900_cycle" => Some(self.cycles_beside_others(time)),
             "c8_cycle" => Some(self.cycles_of_eight(time)),
@@ -161,11 +178,11 @@ impl Bench {
         }))
     }
 
-    fn takes(&mut self, names: &[Name], time: Duration) -> Told {
+    fn takes(&mut self, names: &[Name], take: Take, time: Duration) -> Told {
         Told::of(until(time, || {
             self.give(names);
             let began = Instant::now();
-            let taken = self.client.take(names).expect("they are there");
+            let taken = take(&mut self.client, names).expect("they are there");
             let took = began.elapsed();
             drop(taken);
             took
@@ -185,10 +202,45 @@ impl Bench {
         Told::of(times)
     }
 
-    fn cycles(&mut self, time: Duration) -> Told {
+    fn gives_together(&mut self, time: Duration) -> Told {
+        let names = names("piped", TOGETHER);
+        let gifts: Vec<_> =
+            names.iter().map(|name| [Gift::new(name.clone(), &self.null)]).collect();
+        let client = &mut self.client;
+        Told::of(until(time, || {
+            let began = Instant::now();
+            let mut pipeline = Pipeline::new();
+            for gift in &gifts {
+                pipeline.give(gift);
+            }
+            let given = all_of(client.run(pipeline));
+            let took = began.elapsed();
+            drop(given);
+            client.close(&names).expect("they are there");
+            took
+        }))
+    }
+
+    fn takes_together(&mut self, time: Duration) -> Told {
+        let names = names("piped", TOGETHER);
+        Told::of(until(time, || {
+            self.give(&names);
+            let began = Instant::now();
+            let mut pipeline = Pipeline::new();
+            for name in &names {
+                pipeline.take_at_once(std::slice::from_ref(name));
+            }
+            let taken = all_of(self.client.run(pipeline));
+            let took = began.elapsed();
+            drop(taken);
+            took
+        }))
+    }
+
+    fn cycles(&mut self, take: Take, time: Duration) -> Told {
         let gift = [Gift::new(name("bench"), &self.null)];
         let client = &mut self.client;
-        Told::of(until(time, || cycle(client, &gift)))
+        Told::of(until(time, || cycle(client, &gift, take)))
     }
 
     fn connections(&mut self, names: &[Name], time: Duration) -> Told {
@@ -209,7 +261,7 @@ impl Bench {
         let room = usize::try_from(room).unwrap_or(HELD).saturating_sub(1);
         let others = names("other", HELD.min(room));
         others.chunks(MANY).for_each(|chunk| self.give(chunk));
-        let told = self.cycles(time);
+        let told = self.cycles(Client::take_at_once, time);
         for chunk in others.chunks(MANY) {
             self.client.close(chunk).expect("they are there");
         }
@@ -250,10 +302,14 @@ fn until(time: Duration, mut operation: impl FnMut() -> Duration) -> Vec<Duratio
     }
 }
 
-fn cycle(client: &mut Client, gift: &[Gift<&File>; 1]) -> Duration {
+fn all_of(outcomes: Vec<Result<Outcome, Error>>) -> Vec<Outcome> {
+    outcomes.into_iter().map(|outcome| outcome.expect("each is done")).collect()
+}
+
+fn cycle(client: &mut Client, gift: &[Gift<&File>; 1], take: Take) -> Duration {
     let began = Instant::now();
     client.give(gift).expect("there is room");
-    let taken = client.take(std::slice::from_ref(&gift[0].name)).expect("it is there");
+    let taken = take(client, std::slice::from_ref(&gift[0].name)).expect("it is there");
     let took = began.elapsed();
     drop(taken);
     took
@@ -313,7 +369,7 @@ fn one_of_eight(socket: &Path, number: &str) -> io::Result<()> {
     for line in io::stdin().lock().lines() {
         let line = line?;
         let Some((_, time)) = order(&line) else { break };
-        let told = Told::of(until(time, || cycle(&mut client, &gift)));
+        let told = Told::of(until(time, || cycle(&mut client, &gift, Client::take_at_once)));
         writeln!(out, "{}", told.to_line())?;
         out.flush()?;
     }

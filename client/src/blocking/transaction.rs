@@ -31,7 +31,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
-        now(self.0.run(&Job::give(gifts, Clash::Replace)?)).map(replaced)
+        now(self.0.run(Job::give(gifts, Clash::Replace)?)).map(replaced)
     }
 
     /// Keeps descriptors under names that are free, else none of them.
@@ -40,7 +40,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
-        now(self.0.run(&Job::give(gifts, Clash::Refuse)?)).map(drop)
+        now(self.0.run(Job::give(gifts, Clash::Refuse)?)).map(drop)
     }
 
     /// Takes descriptors, in the order of the names. They are the caller's; the stash lets go of
@@ -63,7 +63,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::take(names, wait)?)).map(handed)
+        now(self.0.run(Job::take(names, wait)?)).map(handed)
     }
 
     /// Hands out duplicates, in the order of the names. They are the caller's.
@@ -86,7 +86,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::copy(names, Taking::Copy, wait)?)).map(handed)
+        now(self.0.run(Job::copy(names, Taking::Copy, wait)?)).map(handed)
     }
 
     /// Hands out open file descriptions of their own, in the order of the names. They are the
@@ -110,7 +110,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::copy(names, Taking::Fresh, wait)?)).map(handed)
+        now(self.0.run(Job::copy(names, Taking::Fresh, wait)?)).map(handed)
     }
 
     /// Closes descriptors and forgets them.
@@ -119,7 +119,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub fn close(&mut self, names: &[Name]) -> Result<(), Error> {
-        now(self.0.run(&Job::close(names)?)).map(drop)
+        now(self.0.run(Job::close(names)?)).map(drop)
     }
 
     /// Opens kept files anew, and hands out descriptors of the same kind, in the order of the
@@ -129,7 +129,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub fn reopen(&mut self, reopenings: &[Reopening]) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        now(self.0.run(&Job::reopen(reopenings)?)).map(handed)
+        now(self.0.run(Job::reopen(reopenings)?)).map(handed)
     }
 
     /// Makes all of it final.

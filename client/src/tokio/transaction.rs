@@ -31,7 +31,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub async fn give<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<Vec<Name>, Error> {
-        self.0.run(&Job::give(gifts, Clash::Replace)?).await.map(replaced)
+        self.0.run(Job::give(gifts, Clash::Replace)?).await.map(replaced)
     }
 
     /// Keeps descriptors under names that are free, else none of them.
@@ -40,7 +40,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub async fn give_new<F: AsFd>(&mut self, gifts: &[Gift<F>]) -> Result<(), Error> {
-        self.0.run(&Job::give(gifts, Clash::Refuse)?).await.map(drop)
+        self.0.run(Job::give(gifts, Clash::Refuse)?).await.map(drop)
     }
 
     /// Takes descriptors, in the order of the names. They are the caller's; the stash lets go of
@@ -63,7 +63,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::take(names, wait)?).await.map(handed)
+        self.0.run(Job::take(names, wait)?).await.map(handed)
     }
 
     /// Hands out duplicates, in the order of the names. They are the caller's.
@@ -86,7 +86,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::copy(names, Taking::Copy, wait)?).await.map(handed)
+        self.0.run(Job::copy(names, Taking::Copy, wait)?).await.map(handed)
     }
 
     /// Hands out open file descriptions of their own, in the order of the names. They are the
@@ -110,7 +110,7 @@ impl Transaction<'_> {
         names: &[Name],
         wait: Duration,
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::copy(names, Taking::Fresh, wait)?).await.map(handed)
+        self.0.run(Job::copy(names, Taking::Fresh, wait)?).await.map(handed)
     }
 
     /// Closes descriptors and forgets them.
@@ -119,7 +119,7 @@ impl Transaction<'_> {
     ///
     /// Any [`Error`]; then it has done nothing.
     pub async fn close(&mut self, names: &[Name]) -> Result<(), Error> {
-        self.0.run(&Job::close(names)?).await.map(drop)
+        self.0.run(Job::close(names)?).await.map(drop)
     }
 
     /// Opens kept files anew, and hands out descriptors of the same kind, in the order of the
@@ -132,7 +132,7 @@ impl Transaction<'_> {
         &mut self,
         reopenings: &[Reopening],
     ) -> Result<Vec<Handed<OwnedFd>>, Error> {
-        self.0.run(&Job::reopen(reopenings)?).await.map(handed)
+        self.0.run(Job::reopen(reopenings)?).await.map(handed)
     }
 
     /// Makes all of it final.

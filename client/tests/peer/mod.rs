@@ -156,6 +156,16 @@ impl Line {
         self.says(reply);
     }
 
+    /// Whether nothing has come with what was heard that was not heard yet.
+    pub(crate) fn has_heard_all(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// Refuses what was heard.
+    pub(crate) fn says_no(&mut self, refusal: Refusal) {
+        self.sends(reply::write(Err(refusal), false));
+    }
+
     pub(crate) fn says(&mut self, reply: Reply<OwnedFd>) {
         self.sends(reply::write(Ok(reply), false));
     }
