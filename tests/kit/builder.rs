@@ -49,7 +49,7 @@ impl Builder {
     }
 
     /// That logs as little as daemons do by default, for one that is measured: which process is its
-    /// server, it does not say then.
+    /// server, it does not say then ([`Daemon::serving`] does).
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.is_quiet = true;
@@ -175,7 +175,9 @@ impl Builder {
         }
         let daemon = Daemon { processes, socket, log, folder, has_ended: false };
         let is_ready = || UnixStream::connect(&daemon.socket).is_ok();
-        wait_until(SOON, || is_ready() && (self.is_quiet || daemon.servers() > 0));
+        let serves =
+            || if self.is_quiet { daemon.serving().is_some() } else { daemon.servers() > 0 };
+        wait_until(SOON, || is_ready() && serves());
         if self.crashing.is_some() {
             // The first of its servers lives on.
             kill_process(daemon.server().0, Signal::KILL).expect("the server can be killed");

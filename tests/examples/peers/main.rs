@@ -24,8 +24,8 @@ use std::{
     env,
     io::{self, BufRead, BufReader},
     ops::Range,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -62,18 +62,27 @@ const CONTENDED: [(&str, &str); 13] = [
     ("c8_cycle", "floor.c8_cycle"),
 ];
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words[..] {
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> io::Result<()> {
+    match *words {
         ["--raw"] => raw::raw_client(),
         ["--raw-server"] => raw::raw_server(),
-        ["--floor", socket, server, idle] => {
-            let idle = idle.parse().map_err(io::Error::other)?;
-            raw::floor_client(Path::new(socket), server, idle)
+        ["--floor", name, server, idle] => {
+            raw::floor_client(name, server, idle.parse().map_err(io::Error::other)?)
         }
-        ["--floor-server", socket] => raw::floor_server(Path::new(socket)),
-        _ => Options::of(&words)?.run(),
+        ["--floor-server", name] => raw::floor_server(name),
+        _ => Options::of(words)?.run(),
     }
 }
 
@@ -120,7 +129,7 @@ impl Options {
         let folder = tempfile::tempdir()?;
         let mut bench = Bench::default();
         add_raw(&mut bench)?;
-        let _floors = add_floor(&mut bench, folder.path())?;
+        let _floors = add_floor(&mut bench)?;
         let mut contender = Command::new("sh");
         let peer = bench.peer(Peer::start(contender.arg("-c").arg(&self.contender))?);
         add_contender(&mut bench, &peer);
@@ -134,6 +143,7 @@ impl Options {
             scenarios: &bench.scenarios,
             s6: s6.as_ref().map(|s6| s6.version.as_str()),
             s6_bytes: daemons.as_ref().and_then(|daemons| daemons.bytes),
+            asked: self.held,
             holding,
         };
         print!("{}\n{}", table.details(), table.markdown()?);
@@ -167,46 +177,50 @@ fn add_raw(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends when whoever has started it does, and when it is dropped.
-struct Floor(Child);
+/// A server, killed when it is dropped, or whoever has started it ends.
+struct Floor {
+    child: Child,
+    name: String,
+}
 
 impl Floor {
-    fn start(socket: &str) -> io::Result<Self> {
-        let mut command = myself(&["--floor-server", socket])?;
+    fn start(what_for: &str) -> io::Result<Self> {
+        // An abstract address is everybody's on the machine.
+        let name = format!("fdstash-floor-{what_for}-{}", std::process::id());
+        let mut command = myself(&["--floor-server", &name])?;
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let out = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         BufReader::new(out).read_line(&mut String::new())?;
-        Ok(Self(child))
+        Ok(Self { child, name })
     }
 
-    fn client(&self, socket: &str, idle: usize) -> io::Result<Peer> {
-        let [server, idle] = [self.0.id().to_string(), idle.to_string()];
-        Peer::start(&mut myself(&["--floor", socket, &server, &idle])?)
+    fn client(&self, idle: usize) -> io::Result<Peer> {
+        let [server, idle] = [self.child.id().to_string(), idle.to_string()];
+        Peer::start(&mut myself(&["--floor", &self.name, &server, &idle])?)
     }
 }
 
 impl Drop for Floor {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// A server of its own for each that would cost the others something, to live as long.
-fn add_floor(bench: &mut Bench, folder: &Path) -> io::Result<[Floor; 3]> {
-    let [plain, idle, crowd] =
-        ["floor", "floor-idle", "floor-crowd"].map(|name| folder.join(name).display().to_string());
-    let floors = [Floor::start(&plain)?, Floor::start(&idle)?, Floor::start(&crowd)?];
-    let peer = bench.peer(floors[0].client(&plain, 0)?);
+/// A server for each that would cost the others something, to live as long as they are measured.
+fn add_floor(bench: &mut Bench) -> io::Result<[Floor; 3]> {
+    let [plain, silent, crowded] =
+        [Floor::start("plain")?, Floor::start("silent")?, Floor::start("crowded")?];
+    let peer = bench.peer(plain.client(0)?);
     bench.ask("floor.give", "raw.give", &peer, "give");
     bench.ask("floor.take", "raw.take", &peer, "take");
     bench.ask("floor.cycle", "raw.cycle", &peer, "cycle");
     bench.ask("floor.conn_give", "raw.give", &peer, "conn_give");
-    let peer = bench.peer(floors[1].client(&idle, IDLE)?);
+    let peer = bench.peer(silent.client(IDLE)?);
     bench.ask("floor.idle200_cycle", "raw.cycle", &peer, "cycle");
-    let peers = bench.crowd(|_| floors[2].client(&crowd, 0))?;
+    let peers = bench.crowd(|_| crowded.client(0))?;
     bench.ask("floor.c8_cycle", "raw.cycle", &peers, "cycle").anywhere().longer(4);
-    Ok(floors)
+    Ok([plain, silent, crowded])
 }
 
 fn add_contender(bench: &mut Bench, peer: &Range<usize>) {

@@ -8,9 +8,12 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    os::unix::net::{UnixListener, UnixStream},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -125,11 +128,11 @@ pub(crate) fn raw_server() -> io::Result<()> {
     Ok(())
 }
 
-/// The server of `floor`, at a path.
-pub(crate) fn floor_server(socket: &Path) -> io::Result<()> {
+/// The server of `floor`, at an abstract address, which costs no walk of a path.
+pub(crate) fn floor_server(name: &str) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let null = kit::null();
-    let listener = UnixListener::bind(socket)?;
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
     println!("ready");
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let data = epoll::EventData::new_u64;
@@ -166,27 +169,30 @@ pub(crate) fn raw_client() -> io::Result<()> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let mut server = Command::new(std::env::current_exe()?);
     let server = server.arg("--raw-server").stdin(Stdio::from(theirs)).spawn()?.id().to_string();
-    client(ours, PathBuf::new(), &server)
+    client(ours, None, &server)
 }
 
 /// A client of `floor`, which has so many more connections that say nothing.
-pub(crate) fn floor_client(socket: &Path, server: &str, idle: usize) -> io::Result<()> {
-    let _idle: Vec<_> = (0..idle).map(|_| UnixStream::connect(socket)).collect::<Result<_, _>>()?;
-    client(UnixStream::connect(socket)?.into(), socket.into(), server)
+pub(crate) fn floor_client(name: &str, server: &str, idle: usize) -> io::Result<()> {
+    let address = SocketAddr::from_abstract_name(name)?;
+    let idle = (0..idle).map(|_| UnixStream::connect_addr(&address));
+    let _idle: Vec<_> = idle.collect::<Result<_, _>>()?;
+    let socket = UnixStream::connect_addr(&address)?.into();
+    client(socket, Some(address), server)
 }
 
-fn client(socket: OwnedFd, path: PathBuf, server: &str) -> io::Result<()> {
+fn client(socket: OwnedFd, address: Option<SocketAddr>, server: &str) -> io::Result<()> {
     let null = kit::null();
     let file = tempfile::tempfile()?;
     let by_number = format!("/proc/self/fd/{}", DecInt::from_fd(&file).as_str()).into();
-    let client = Client { socket, path, null, by_number };
+    let client = Client { socket, address, null, by_number };
     answer(server, |operation| client.operation(operation))
 }
 
 struct Client {
     socket: OwnedFd,
     /// Of the server, where it has one.
-    path: PathBuf,
+    address: Option<SocketAddr>,
     null: File,
     /// A file of this process's, by its descriptor.
     by_number: PathBuf,
@@ -209,7 +215,10 @@ impl Client {
                 acknowledged(&self.socket, AHEAD)
             }),
             "pipe16_take" => timed(|| self.take(&[COPY; AHEAD], AHEAD)),
-            "conn_give" => timed(|| self.give(UnixStream::connect(&self.path)?, GIVE, 1)),
+            "conn_give" => {
+                let address = self.address.as_ref()?;
+                timed(|| self.give(UnixStream::connect_addr(address)?, GIVE, 1))
+            }
             "reopen" => {
                 let began = Instant::now();
                 let opened = OpenOptions::new().read(true).write(true).open(&self.by_number);

@@ -169,7 +169,9 @@ impl Bench {
                 order.swap(at, random.below(at + 1));
             }
             for at in &order {
-                self.scenarios[*at].run(&mut self.peers, slice, &cpus)?;
+                let scenario = &mut self.scenarios[*at];
+                let ran = scenario.run(&mut self.peers, slice, &cpus);
+                ran.map_err(|error| io::Error::other(format!("{}: {error}", scenario.key)))?;
             }
         }
         Ok(())

@@ -42,13 +42,12 @@ static uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
-/* In no time that anybody waits for; two with the same would be one too many for the daemon. */
-static tain never(unsigned int which)
+/* When nobody is there any more. Each has its own, since the daemon looks for a free one else. */
+static tain never(void)
 {
     tain limit;
     tain_now_g();
     tain_add_g(&limit, &tain_infinite_relative);
-    limit.nano = which;
     return limit;
 }
 
@@ -63,7 +62,7 @@ static void start(s6_fdholder_t *on)
 
 static void store(s6_fdholder_t *on)
 {
-    tain limit = never(999999999);
+    tain limit = never();
     check(s6_fdholder_store_g(on, null, id, &limit, &deadline), "store");
 }
 
@@ -81,10 +80,12 @@ static void delete(void)
 static void dump(unsigned int first, unsigned int count)
 {
     static s6_fdholder_fd_t entries[MOST];
+    const tain limit = never();
     for (unsigned int i = 0; i < count; i++) {
         snprintf(entries[i].id, sizeof entries[i].id, "vm-%05u/disk0", first + i);
         entries[i].fd = null;
-        entries[i].limit = never(first + i);
+        entries[i].limit = limit;
+        entries[i].limit.nano = first + i;
     }
     check(s6_fdholder_setdump_g(&stash, entries, count, &deadline), "setdump");
 }
@@ -187,7 +188,8 @@ static size_t request(char *at, int which, int is_store)
     size_t length = 0;
     text[length++] = is_store ? 'S' : 'R';
     if (is_store) {
-        tain limit = never((unsigned int)which);
+        tain limit = never();
+        limit.nano = (unsigned int)which;
         tain_pack(text + length, &limit);
         length += TAIN_PACK;
     } else {

@@ -22,7 +22,7 @@ use crate::{rounds::Bench, told::until};
 /// How many entries a long List has, at most.
 pub(crate) const LISTED: usize = 10_000;
 
-/// How many are told of a change.
+/// How many are told of a change, at most.
 pub(crate) const WATCHERS: usize = 1000;
 
 /// How many are given at once.
@@ -49,7 +49,8 @@ impl Stash {
         self.add_commands(bench)?;
         self.add_reopen(bench)?;
         let mut client = self.listed.client();
-        give_nulls(&mut client, held.min(LISTED))?;
+        let listed = room(&mut client, held.min(LISTED))?;
+        give_nulls(&mut client, listed)?;
         let list = move |time| {
             until(time, || {
                 let began = Instant::now();
@@ -60,7 +61,7 @@ impl Stash {
             })
         };
         bench.own("fdstash.list", "", server(&self.listed)?, list).longer(4);
-        self.add_watch(bench)
+        self.add_watch(bench, held.min(WATCHERS))
     }
 
     fn add_commands(&self, bench: &mut Bench) -> io::Result<()> {
@@ -109,12 +110,12 @@ impl Stash {
         Ok(())
     }
 
-    fn add_watch(&self, bench: &mut Bench) -> io::Result<()> {
+    fn add_watch(&self, bench: &mut Bench, count: usize) -> io::Result<()> {
         let watch = messages(&[json!({
             "method": "org.fdstash.Stash.Watch", "more": true, "parameters": {"pattern": "*"},
         })]);
-        let mut watchers = Vec::with_capacity(WATCHERS);
-        for _ in 0..WATCHERS {
+        let mut watchers = Vec::with_capacity(count);
+        for _ in 0..count {
             let mut watcher = UnixStream::connect(self.watched.socket())?;
             watcher.write_all(&watch)?;
             // That the watch stands.
@@ -164,6 +165,12 @@ fn server(daemon: &Daemon) -> io::Result<Pid> {
     daemon.serving().ok_or_else(|| io::Error::other("the daemon has no server"))
 }
 
+/// So many, or as many as an empty stash has room for.
+fn room(client: &mut Client, wanted: usize) -> io::Result<usize> {
+    let most = client.statistics().map_err(io::Error::other)?.max_entries;
+    Ok(wanted.min(usize::try_from(most).unwrap_or(wanted)))
+}
+
 fn give_nulls(client: &mut Client, count: usize) -> io::Result<()> {
     let null = null();
     for first in (0..count).step_by(MOST) {
@@ -195,8 +202,7 @@ impl Holding {
     pub(crate) fn measure(held: usize) -> io::Result<Self> {
         let daemon = Daemon::builder().quiet().spawn();
         let mut client = daemon.client();
-        let room = client.statistics().map_err(io::Error::other)?.max_entries;
-        let held = held.min(usize::try_from(room).unwrap_or(held));
+        let held = room(&mut client, held)?;
         let processes = [daemon.pid(), server(&daemon)?];
         let empty = memory(&processes);
         let folder = daemon.path("images");

@@ -17,6 +17,8 @@ pub(crate) struct Table<'a> {
     /// Which version is installed.
     pub(crate) s6: Option<&'a str>,
     pub(crate) s6_bytes: Option<f64>,
+    /// How many were to be held, where there is room for them.
+    pub(crate) asked: usize,
     pub(crate) holding: Holding,
 }
 
@@ -101,12 +103,11 @@ impl Table<'_> {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let held = self.holding.held;
         let mut rows = vec![
             self.to_base("give, one descriptor, one connection", "≤ 1.25 × raw", "give"),
             self.to_base("take", "≤ 1.25 × raw", "take"),
             self.to_base("cycle: give, then take", "", "cycle"),
-            self.growth(format!("cycle with {held} held, against one")),
+            self.growth(),
             self.to_base(
                 "cycle beside 200 connections that say nothing",
                 "≤ 1.3 × raw",
@@ -144,7 +145,10 @@ impl Table<'_> {
             self.to_base("cycle with it", "", "safe_cycle"),
             self.to_base("reopen of a file", "", "reopen"),
             row(format!("a list of {listed}"), [quiet("s6.list"), quiet("fdstash.list")]),
-            row(format!("{WATCHERS} watchers told of a change"), [None, quiet("fdstash.watch")]),
+            row(
+                format!("{} watchers told of a change", self.asked.min(WATCHERS)),
+                [None, quiet("fdstash.watch")],
+            ),
             row(format!("back after SIGKILL, with {held}"), [None, time(self.holding.restored)]),
             row(format!("upgraded, with {held}"), [None, time(self.holding.upgraded)]),
         ]
@@ -162,13 +166,20 @@ impl Table<'_> {
         Row { what: what.to_owned(), to_reach, cells: ["s6", "fdstash"].map(cell) }
     }
 
-    fn growth(&self, what: String) -> Row {
+    /// How much longer a cycle takes when much is held.
+    fn growth(&self) -> Row {
         let cell = |[one, many]: [&str; 2]| {
             let more = self.quiet(many)? / self.quiet(one)? - 1.0;
             Some(format!("{:+.0} %", 100.0 * more))
         };
         let keys = [["s6.cycle", "s6.h19900.cycle"], ["fdstash.cycle", "fdstash.h19900_cycle"]];
-        Row { what, to_reach: "≤ +4 %", cells: keys.map(cell) }
+        let [s6, ours] = keys.map(cell);
+        let held = self.holding.held;
+        // What is free to receive and to open with is not there to be held.
+        let ours =
+            ours.map(|ours| if held < self.asked { format!("{ours} ({held})") } else { ours });
+        let what = format!("cycle with {} held, against one", self.asked);
+        Row { what, to_reach: "≤ +4 %", cells: [s6, ours] }
     }
 
     fn rates(&self, what: &str, to_reach: &'static str, operation: &str) -> Row {
