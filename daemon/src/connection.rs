@@ -100,6 +100,8 @@ pub(crate) struct Connection {
     patience: Duration,
     /// The client will send no more.
     ended: bool,
+    /// The last read has left nothing in the socket.
+    is_drained: bool,
     /// When it must have sent the rest of what it began; and whether what it began are descriptors
     /// without a message.
     whole_by: Option<(Instant, bool)>,
@@ -135,6 +137,7 @@ impl Connection {
             patience,
             inbox: Inbox::for_calls(),
             ended: false,
+            is_drained: false,
             whole_by: None,
             read_by: None,
             again_at: None,
@@ -482,6 +485,12 @@ impl Connection {
     /// and what the client has sent waits in the kernel meanwhile. Whether something has come, be it the
     /// end.
     fn read(&mut self) -> Result<bool, End> {
+        if mem::take(&mut self.is_drained) {
+            // Says to the event loop what a read would. What has come since, it hears of anew.
+            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.socket.try_io(Interest::READABLE, nothing);
+            return Ok(false);
+        }
         let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
         // Kept until what has come counts itself.
         let room = self.seat.take_room();
@@ -498,9 +507,12 @@ impl Connection {
             self.daemon.borrow_mut().await_room(self.id, &self.seat, need);
             return Ok(false);
         };
+        // A read ends behind descriptors, whatever there is behind them.
+        let is_last = fds.is_empty();
         let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {
+                self.is_drained = is_last && room.is_some() && count < buffer.len();
                 self.inbox.feed(&buffer[..count], fds)?;
                 Ok(true)
             }

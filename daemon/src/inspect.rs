@@ -16,14 +16,14 @@ use crate::descriptor::Descriptor;
 /// `O_DSYNC`: the constant of rustix 1.1.6 is `O_SYNC`.
 pub(crate) const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
 
-/// Finds out what a descriptor is. Owns it, and closes it on failure.
+/// Finds out what a descriptor is, but for where it points ([`Targets`](crate::targets::Targets)). Owns it, and closes it on failure.
 ///
 /// # Errors
 ///
 /// The kernel's: EACCES for what is on a FUSE file system that shows itself to its own user alone, which
 /// is whoever has it as real, effective and saved user, and so none of our threads.
 pub(crate) fn inspect(fd: Descriptor) -> Result<Inspected<Descriptor>, Errno> {
-    let facts = facts(fd.as_fd(), &look(fd.as_fd())?, target(fd.as_fd()))?;
+    let facts = facts(fd.as_fd(), &look(fd.as_fd())?, None)?;
     Ok(Inspected { fd, facts })
 }
 
@@ -110,8 +110,8 @@ fn to_flags(flags: OFlags) -> Flags {
 
 /// Where the descriptor points, as `/proc` tells it; a path that is no UTF-8 is told as well as it
 /// can be.
-pub(crate) fn target(fd: BorrowedFd<'_>) -> Option<Box<str>> {
-    let link = readlink(proc_path(fd), Vec::new()).ok()?;
+pub(crate) fn target(fd: impl AsFd) -> Option<Box<str>> {
+    let link = readlink(proc_path(fd.as_fd()), Vec::new()).ok()?;
     Some(link.to_string_lossy().into())
 }
 

@@ -46,6 +46,7 @@ mod spare;
 mod steps;
 mod store;
 mod systemd;
+mod targets;
 mod turns;
 
 use std::{

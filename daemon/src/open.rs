@@ -107,7 +107,7 @@ fn open_with(
     // Once: what is kept and what is handed out are the same file.
     let found = find(opening)?;
     let (source, target) = match &found {
-        Some(Found { fd, kind }) => (Source { fd: fd.as_fd(), kind: *kind }, target(fd.as_fd())),
+        Some(Found { fd, kind }) => (Source { fd: fd.as_fd(), kind: *kind }, target(fd)),
         None => {
             let source = Source { fd: opening.fd.as_fd(), kind: opening.facts.kind };
             (source, opening.facts.target.clone())

@@ -11,7 +11,7 @@ use crate::{
     ledger::Need,
     open::no_room,
     opener::{self, BESIDE},
-    run::{Daemon, Input, mirror_one, with_drift},
+    run::{Daemon, Input, as_it_is, mirror_one},
     seat::{Answered, Told},
     steps::step,
 };
@@ -45,6 +45,7 @@ impl Daemon {
             tracing::error!(%error, "writing the journal failed, starting anew from what it says");
             std::process::abort();
         }
+        record.put.iter().for_each(|kept| self.targets.add(kept));
         if let Some(mirror) = &self.mirror {
             record.gone.iter().for_each(|id| mirror.gone(*id));
             record.put.iter().for_each(|kept| mirror_one(mirror, kept));
@@ -111,7 +112,7 @@ impl Daemon {
 
     /// Has watchers told of a change, in a message that is written once.
     fn tell(&self, to: &[ConnectionId], change: Change, entry: Entry, fd: &Descriptor) {
-        let entry = Box::new(with_drift(entry, fd));
+        let entry = Box::new(as_it_is(entry, fd));
         let name = entry.name.clone();
         let notice = Notice::Changed { change, entry };
         let message = reply::write::<Arc<Descriptor>>(Ok(Reply::Notice(notice)), true).bytes;

@@ -22,6 +22,13 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// How long a thread waits for something to do before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// How long a thread that has done all there was lets more come before it looks again, where jobs need not
+/// be done at once: to wake one for each costs whoever has the job more than the job itself.
+const REST: Duration = Duration::from_millis(1);
+
+/// With so many jobs of one user its rest is over.
+const MANY: usize = 64;
+
 /// What one job needs of the stack, with much to spare; of which only what is used takes memory.
 const STACK: usize = 512 << 10;
 
@@ -44,7 +51,8 @@ pub(crate) struct Bounds {
     pub(crate) most_of_one: usize,
     /// How many of all are at work for nobody but root.
     pub(crate) share: usize,
-    /// Whether each job gets a thread at once, and not only when those before it take long.
+    /// Whether each job gets a thread at once, and not only when those before it take long; and no thread
+    /// rests.
     pub(crate) is_hurried: bool,
     /// How long a job waits for a thread that cannot be made before it is given up.
     pub(crate) gives_up: Duration,
@@ -64,6 +72,7 @@ struct Shared<J> {
     runtime: Handle,
     state: Mutex<State<J>>,
     called: Condvar,
+    rest: Condvar,
 }
 
 struct State<J> {
@@ -80,6 +89,8 @@ struct State<J> {
     idle: usize,
     /// Threads that have been called, and have not come yet.
     called: usize,
+    /// Whether a thread rests, and will look by itself.
+    has_rest: bool,
     is_watched: bool,
     reminder: Reminder,
 }
@@ -107,11 +118,12 @@ impl<J: Job> Pool<J> {
             threads: 0,
             idle: 0,
             called: 0,
+            has_rest: false,
             is_watched: false,
             reminder: Reminder::default(),
         };
-        let (state, called) = (Mutex::new(state), Condvar::new());
-        Self(Arc::new(Shared { bounds, runtime, state, called }))
+        let (called, rest) = (Condvar::new(), Condvar::new());
+        Self(Arc::new(Shared { bounds, runtime, state: Mutex::new(state), called, rest }))
     }
 
     /// Makes its first thread, if there is none.
@@ -125,9 +137,15 @@ impl<J: Job> Pool<J> {
     /// Does a job for a user, when it is that user's turn.
     pub(crate) fn push(&self, uid: u32, job: J) {
         let mut state = self.0.lock();
-        state.lines.entry(uid).or_default().waiting.push_back((Instant::now(), job));
+        let line = state.lines.entry(uid).or_default();
+        line.waiting.push_back((Instant::now(), job));
+        let are_many = line.waiting.len() % MANY == 0;
         state.take_turn(uid, &self.0.bounds);
-        if state.idle > 0 {
+        if state.has_rest {
+            if are_many {
+                self.0.rest.notify_one();
+            }
+        } else if state.idle > 0 {
             state.idle -= 1;
             state.called += 1;
             self.0.called.notify_one();
@@ -191,10 +209,19 @@ impl<J: Job> Pool<J> {
     /// The next job. Without one, the thread has ended.
     fn next(&self) -> Option<(u32, J)> {
         let mut state = self.0.lock();
+        let mut is_rested = self.0.bounds.is_hurried;
         loop {
             if let Some(next) = state.begin(&self.0.bounds) {
                 self.see_to_watch(&mut state);
                 return Some(next);
+            }
+            if !is_rested && !state.has_rest {
+                state.has_rest = true;
+                let rested = self.0.rest.wait_timeout(state, REST);
+                (state, _) = rested.unwrap_or_else(PoisonError::into_inner);
+                state.has_rest = false;
+                is_rested = true;
+                continue;
             }
             state.idle += 1;
             let waited = self.0.called.wait_timeout(state, IDLE);
@@ -203,6 +230,7 @@ impl<J: Job> Pool<J> {
             if state.called > 0 {
                 // Whoever called has counted it among the idle no longer.
                 state.called -= 1;
+                is_rested = self.0.bounds.is_hurried;
                 continue;
             }
             state.idle -= 1;

@@ -29,7 +29,7 @@ use crate::{
     handover::Pause,
     hangups::Hangups,
     heart::Heart,
-    inspect::flags_now,
+    inspect::{flags_now, target},
     journal::Journal,
     lasting::Lasting,
     ledger::Ledger,
@@ -44,6 +44,7 @@ use crate::{
     seat::{Scratch, Seat},
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
+    targets::Targets,
     turns::Users,
 };
 
@@ -89,6 +90,8 @@ pub(crate) struct Daemon {
     pub(crate) ledger: Ledger,
     /// Who waits for room.
     pub(crate) line: Line,
+    /// Which entries it is yet to ask where they point.
+    pub(crate) targets: Targets,
     pub(crate) opener: Opener,
     pub(crate) reader: Reader,
     alarm: Rc<Alarm>,
@@ -145,6 +148,7 @@ impl Daemon {
             complaints: Reminders::default(),
             line: Line::new(ledger.clone()),
             ledger,
+            targets: Targets::default(),
             opener: Opener::new(Handle::current()),
             reader: Reader::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
@@ -173,6 +177,7 @@ impl Daemon {
         daemon.borrow_mut().own =
             Own::find(lasting, &foreign).context("looking at what is open")?;
         daemon.borrow_mut().perform(effects);
+        daemon.borrow_mut().ask_anew();
         daemon.borrow_mut().load_rules(&lasting.policy);
         for connected in connections {
             Connection::resume(&daemon, connected);
@@ -217,6 +222,7 @@ impl Daemon {
                 yield_now().await;
             }
         });
+        Self::ask_for_targets(daemon);
         let (of_hangups, hangups) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().hangups));
         spawn_local(async move {
             loop {
@@ -325,7 +331,7 @@ impl Daemon {
         self.opener.start();
     }
 
-    /// The next entries that a connection may see, with the flags that have drifted.
+    /// The next entries that a connection may see, as they are now.
     pub(crate) fn list(
         &self,
         by: ConnectionId,
@@ -334,7 +340,7 @@ impl Daemon {
         most: usize,
     ) -> (Vec<Entry>, Option<Name>) {
         let (listed, next) = self.stash.list(by, pattern, after, most);
-        let entries = listed.into_iter().map(|listed| with_drift(listed.entry, &listed.fd));
+        let entries = listed.into_iter().map(|listed| as_it_is(listed.entry, &listed.fd));
         (entries.collect(), next)
     }
 
@@ -391,8 +397,10 @@ pub(crate) fn mirror_one(mirror: &DaemonsMirror, kept: &Kept<Descriptor>) {
     }
 }
 
-/// An entry with the flags that somebody else has changed on its open file description.
-pub(crate) fn with_drift(entry: Entry, fd: &Descriptor) -> Entry {
+/// An entry with what the kernel says of it now: the flags that somebody else has changed on its open file
+/// description, and where it points, if that is not known yet.
+pub(crate) fn as_it_is(entry: Entry, fd: &Descriptor) -> Entry {
     let drifted = flags_now(fd).map_or(entry.drifted, |now| now.differing(entry.flags));
-    Entry { drifted, ..entry }
+    let target = entry.target.or_else(|| target(fd).map(String::from));
+    Entry { drifted, target, ..entry }
 }

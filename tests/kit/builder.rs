@@ -175,9 +175,10 @@ impl Builder {
         }
         let daemon = Daemon { processes, socket, log, folder, has_ended: false };
         let is_ready = || UnixStream::connect(&daemon.socket).is_ok();
-        let serves =
-            || if self.is_quiet { daemon.serving().is_some() } else { daemon.servers() > 0 };
-        wait_until(SOON, || is_ready() && serves());
+        wait_until(SOON, || is_ready() && (self.is_quiet || daemon.servers() > 0));
+        if self.is_quiet {
+            daemon.client().statistics().expect("the daemon answers");
+        }
         if self.crashing.is_some() {
             // The first of its servers lives on.
             kill_process(daemon.server().0, Signal::KILL).expect("the server can be killed");

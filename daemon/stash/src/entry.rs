@@ -1,6 +1,6 @@
 //! What is kept under a name, and the states that a name can be in.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use fdstash_proto::{Access, Change, Entry, Labels, Name, Peer, Share};
 
@@ -77,6 +77,8 @@ pub(crate) struct Slot<F> {
 /// A connection's hold of a name, by its transaction or by a call that is not finished.
 pub(crate) struct Hold<F> {
     pub(crate) by: ConnectionId,
+    /// Its user, if it is a connection.
+    pub(crate) uid: Option<u32>,
     pub(crate) then: Then<F>,
 }
 
@@ -88,6 +90,25 @@ pub(crate) enum Then<F> {
     Gone(Change),
     /// This is kept there.
     New(Kept<F>, Change),
+}
+
+impl<F> Hold<F> {
+    /// Stages what becomes of the name, and hands back what was staged before.
+    pub(crate) fn stage(&mut self, then: Then<F>) -> Option<Kept<F>> {
+        let superseded = match mem::replace(&mut self.then, Then::Same) {
+            Then::New(kept, change) => Some((kept, change)),
+            Then::Same | Then::Gone(_) => None,
+        };
+        let own = superseded.as_ref().is_some_and(|(_, change)| *change != Change::Reopened);
+        self.then = match then {
+            // What this transaction gave and ends again, leaves only the end of what was there.
+            Then::Gone(_) if own => Then::Gone(Change::Closed),
+            // What it gave and reopens, is still what it gave.
+            Then::New(kept, Change::Reopened) if own => Then::New(kept, Change::Given),
+            other @ (Then::Same | Then::Gone(_) | Then::New(..)) => other,
+        };
+        superseded.map(|(kept, _)| kept)
+    }
 }
 
 impl<F> Slot<F> {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use fdstash_proto::{Change, Clash, Gift, Kind, Name, Peer, Refusal, Reply};
+use fdstash_proto::{Change, Clash, Gift, Kind, Peer, Refusal, Reply};
 
 use crate::{
     ConnectionId, Details, Effects, Facts, Inspected, Kept, Now, Opening, Stash, UNMAPPED, Usage,
     Verb, Verdict,
-    entry::{Expiry, Then},
+    entry::{Expiry, Slot, Then},
     judge,
     opening::{Needed, Purpose},
     reopen,
@@ -30,8 +30,8 @@ pub(crate) struct Accepted<F> {
 struct Checked<F> {
     /// What must be opened.
     openings: Vec<Opening<F>>,
-    /// For each gift, which of that is to be kept in its place.
-    fresh: Vec<Option<usize>>,
+    /// For each gift, whether an entry makes room for it, and which of that is to be kept in its place.
+    each: Vec<(bool, Option<usize>)>,
     needed: Needed,
 }
 
@@ -45,7 +45,7 @@ impl<F> Stash<F> {
         effects: &mut Effects<F>,
     ) {
         let gifts: Vec<_> = gifts.into_iter().map(|gift| gift.map(Inspected::shared)).collect();
-        let Checked { openings, fresh, needed } = match self.check_gifts(by, &gifts, clash) {
+        let Checked { openings, each, needed } = match self.check_gifts(by, &gifts, clash) {
             Ok(checked) => checked,
             Err(refusal) => {
                 let unwanted = gifts.into_iter().map(|gift| gift.fd.fd).collect();
@@ -54,9 +54,9 @@ impl<F> Stash<F> {
         };
         let accepted: Vec<_> = gifts
             .into_iter()
-            .zip(fresh)
-            .map(|(gift, fresh_at)| Accepted {
-                replaces: self.view(by, &gift.name).is_some(),
+            .zip(each)
+            .map(|(gift, (replaces, fresh_at))| Accepted {
+                replaces,
                 newly_held: self.hold(by, &gift.name),
                 gift,
                 fresh_at,
@@ -77,7 +77,7 @@ impl<F> Stash<F> {
         clash: Clash,
     ) -> Result<Checked<F>, Refusal> {
         let client = self.client(by)?;
-        let (mut openings, mut fresh) = (Vec::new(), Vec::new());
+        let (mut openings, mut each) = (Vec::new(), Vec::with_capacity(gifts.len()));
         for (at, gift) in gifts.iter().enumerate() {
             // First of all, so that it tells nothing of what is there.
             let may_give = client.who.has_user();
@@ -85,7 +85,8 @@ impl<F> Stash<F> {
                 return Err(reopen::denied(&gift.name, Verb::Give));
             }
             let Inspected { fd, facts } = &gift.fd;
-            if let Some(old) = self.find(by, &gift.name, Verb::Give)? {
+            let old = self.find(by, &gift.name, Verb::Give)?;
+            if let Some(old) = old {
                 match (clash, judge(&self.rules, &client.who, Verb::Give, &old.details)) {
                     (Clash::Replace, Verdict::Allowed) => {}
                     (Clash::Refuse, Verdict::Allowed | Verdict::Denied) => {
@@ -104,13 +105,13 @@ impl<F> Stash<F> {
             if let Some(wanted) = gift.may_reopen {
                 openings.extend(reopen::probe(&client.who, &gift.name, fd, facts, wanted)?);
             }
-            fresh.push(gift.fresh.then_some(openings.len()));
+            each.push((old.is_some(), gift.fresh.then_some(openings.len())));
             if gift.fresh {
                 openings.push(reopen::again(&client.who, &gift.name, fd, facts));
             }
         }
         let needed = self.needed_for(by, gifts, openings.is_empty())?;
-        Ok(Checked { openings, fresh, needed })
+        Ok(Checked { openings, each, needed })
     }
 
     /// What a Give needs that may be done but for lack of room, if there is room.
@@ -123,17 +124,17 @@ impl<F> Stash<F> {
         let client = self.client(by)?;
         let (uid, in_transaction) = (client.uid(), client.in_transaction());
         self.check_names(by, gifts.iter().map(|gift| &gift.name))?;
-        let quota = usage::more(
-            uid,
-            gifts.iter().map(|gift| {
-                let (before, bytes) =
-                    (self.standing(&gift.name), label_bytes(&gift.labels, &gift.share));
-                (before, before.given(uid, bytes, in_transaction))
-            }),
-        );
+        let (mut new_names, mut places) = (0, 0);
+        let changes = gifts.iter().map(|gift| {
+            let slot = self.slots.get(&gift.name);
+            new_names += usize::from(slot.is_none());
+            places += usize::from(adds(client, by, slot));
+            let before = slot.map(Slot::standing).unwrap_or_default();
+            let bytes = label_bytes(&gift.labels, &gift.share);
+            (before, before.given(uid, bytes, in_transaction))
+        });
+        let quota = usage::more(uid, changes);
         self.check_quota(&client.who, quota)?;
-        let new_names = gifts.iter().filter(|gift| !self.slots.contains_key(&gift.name)).count();
-        let places = gifts.iter().filter(|gift| self.adds(client, by, &gift.name)).count();
         self.check_room(&client.who, places, new_names)?;
         if !opens_nothing {
             self.check_open(&client.who)?;
@@ -141,18 +142,6 @@ impl<F> Stash<F> {
         // New names are counted as soon as they are held.
         let quota = quota.less(Usage::entries(new_names));
         Ok(Needed { places, quota })
-    }
-
-    /// Whether a descriptor that a connection stages under a name comes to those that are there
-    /// already: outside a transaction what was kept makes room for it; and in one only what this
-    /// has staged itself, since what is kept stays until Commit.
-    pub(crate) fn adds(&self, client: &Client<F>, by: ConnectionId, name: &Name) -> bool {
-        let slot = self.slots.get(name);
-        if client.in_transaction() {
-            !slot.is_some_and(|slot| slot.has_staged(by))
-        } else {
-            slot.is_none_or(|slot| slot.kept.is_none())
-        }
     }
 
     /// The rest of a Give, which cannot fail.
@@ -219,6 +208,17 @@ impl<F> Stash<F> {
             revision: 0,
         };
         Kept { fd, details: Arc::new(details) }
+    }
+}
+
+/// Whether a descriptor that a connection stages in a slot comes to those that are there already: outside
+/// a transaction what was kept makes room for it; and in one only what this has staged itself, since what
+/// is kept stays until Commit.
+pub(crate) fn adds<F>(client: &Client<F>, by: ConnectionId, slot: Option<&Slot<F>>) -> bool {
+    if client.in_transaction() {
+        !slot.is_some_and(|slot| slot.has_staged(by))
+    } else {
+        slot.is_none_or(|slot| slot.kept.is_none())
     }
 }
 

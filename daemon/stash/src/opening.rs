@@ -9,7 +9,7 @@ use crate::{
     ConnectionId, Details, Effect, Effects, Facts, Inspected, Kept, Now, OpenFailure, Opening,
     Stash, Verb,
     entry::Then,
-    give::Accepted,
+    give::{Accepted, adds},
     reopen::{self, denied},
     stash::{Client, Room, Unfinished, answer},
     usage::{self, Usage},
@@ -125,7 +125,8 @@ impl<F> Stash<F> {
             reopen::plan(&client.who, details, fd, wanted, Some(place))
         };
         let openings: Vec<_> = reopenings.iter().map(plan_one).collect::<Result<_, _>>()?;
-        let places = reopenings.iter().filter(|wanted| self.adds(client, by, &wanted.name)).count();
+        let adds = |wanted: &&Reopening| adds(client, by, self.slots.get(&wanted.name));
+        let places = reopenings.iter().filter(adds).count();
         let (uid, in_transaction) = (client.uid(), client.in_transaction());
         self.check_names(by, reopenings.iter().map(|wanted| &wanted.name))?;
         let quota = usage::more(

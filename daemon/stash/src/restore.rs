@@ -15,7 +15,7 @@ use crate::{
     stash::{Client, Unfinished, close_all},
     take::Waiting,
     transaction::Due,
-    usage::Usage,
+    usage::{Standing, Usage},
 };
 
 /// What the lines of a journal come to, one after the other.
@@ -308,8 +308,7 @@ impl<F> Stash<F> {
         self.counts.held += 1;
         self.counts.given += 1;
         self.counts.bytes_kept += kept.details.weight();
-        let name = name.clone();
-        place.insert(Slot { kept: Some(kept), ..Slot::empty() });
-        self.charge_name(&name);
+        let after = place.insert(Slot { kept: Some(kept), ..Slot::empty() }).standing();
+        self.recount(Standing::default(), after);
     }
 }

@@ -1,7 +1,7 @@
 //! Holding names, staging what shall become of them, and settling or releasing them: how a call,
 //! and any number of calls in a transaction, are all or nothing.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use fdstash_proto::{Change, Entry, Name, Reply};
 
@@ -11,6 +11,7 @@ use crate::{
     judge,
     opening::Purpose,
     stash::{answer, close_all},
+    usage::Standing,
 };
 
 /// What becomes due at a time.
@@ -68,12 +69,14 @@ impl<F> Stash<F> {
         if slot.hold.is_some() {
             return false;
         }
-        slot.hold = Some(Hold { by, then: Then::Same });
+        let client = self.clients.get_mut(&by);
+        let uid = client.as_ref().map(|client| client.uid());
+        if let Some(client) = client {
+            client.holds.insert(name.clone());
+        }
+        slot.hold = Some(Hold { by, uid, then: Then::Same });
         if slot.kept.is_none() {
             self.charge_bare_name(by);
-        }
-        if let Some(client) = self.clients.get_mut(&by) {
-            client.holds.insert(name.clone());
         }
         true
     }
@@ -87,38 +90,21 @@ impl<F> Stash<F> {
         then: Then<F>,
         effects: &mut Effects<F>,
     ) {
-        self.discharge_name(name);
-        let superseded = self.stage_uncounted(by, name, then);
-        self.charge_name(name);
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let before = slot.standing();
+        let Some(hold) = slot.hold.as_mut().filter(|hold| hold.by == by) else { return };
+        if let Then::New(kept, _) = &then {
+            self.counts.held += 1;
+            self.counts.bytes_promised += kept.details.weight();
+        }
+        let superseded = hold.stage(then);
+        let after = slot.standing();
+        self.recount(before, after);
         if let Some(kept) = superseded {
             self.counts.held -= 1;
             self.counts.bytes_promised -= kept.details.weight();
             close_all(vec![kept.fd], effects);
         }
-    }
-
-    /// The same, but for what is counted by name; and what was staged before.
-    fn stage_uncounted(&mut self, by: ConnectionId, name: &Name, then: Then<F>) -> Option<Kept<F>> {
-        let hold = self.slots.get_mut(name).and_then(|slot| slot.hold.as_mut());
-        let hold = hold.filter(|hold| hold.by == by)?;
-        let before = mem::replace(&mut hold.then, Then::Same);
-        let superseded = match before {
-            Then::New(kept, change) => Some((kept, change)),
-            Then::Same | Then::Gone(_) => None,
-        };
-        let own = superseded.as_ref().is_some_and(|(_, change)| *change != Change::Reopened);
-        hold.then = match then {
-            // What this transaction gave and ends again, leaves only the end of what was there.
-            Then::Gone(_) if own => Then::Gone(Change::Closed),
-            // What it gave and reopens, is still what it gave.
-            Then::New(kept, Change::Reopened) if own => Then::New(kept, Change::Given),
-            other @ (Then::Same | Then::Gone(_) | Then::New(..)) => other,
-        };
-        if let Then::New(kept, _) = &hold.then {
-            self.counts.held += 1;
-            self.counts.bytes_promised += kept.details.weight();
-        }
-        superseded.map(|(kept, _)| kept)
     }
 
     /// Ends a call that has staged all it wants: with an answer in a transaction, for which it goes
@@ -157,9 +143,7 @@ impl<F> Stash<F> {
             changed: Vec::new(),
         };
         for name in &names {
-            self.discharge_name(name);
             self.settle_one(by, name, revision, &mut settled);
-            self.charge_name(name);
         }
         let Settled { mut record, unpolled, polled, closed, changed } = settled;
         let changes = !record.put.is_empty() || !record.gone.is_empty();
@@ -192,12 +176,18 @@ impl<F> Stash<F> {
         let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by)) else {
             return;
         };
+        let before = slot.standing();
         let Some(hold) = slot.hold.take() else { return };
         match hold.then {
-            Then::Same => {}
+            Then::Same => {
+                let after = slot.standing();
+                self.recount(before, after);
+            }
             Then::Gone(change) => {
                 slot.doom = None;
-                if let Some(old) = slot.kept.take() {
+                let old = slot.kept.take();
+                self.recount(before, Standing::default());
+                if let Some(old) = old {
                     self.end_entry(old, change, None, settled);
                 }
             }
@@ -212,6 +202,8 @@ impl<F> Stash<F> {
                     slot.doom = None;
                 }
                 let old = slot.kept.replace(kept.clone());
+                let after = slot.standing();
+                self.recount(before, after);
                 let instead = Arc::clone(&kept.details);
                 self.begin_entry(kept, change, settled);
                 if let Some(old) = old {
@@ -298,9 +290,7 @@ impl<F> Stash<F> {
     ) {
         let mut unwanted = Vec::new();
         for name in &names {
-            self.discharge_name(name);
             unwanted.extend(self.release_one(by, name));
-            self.charge_name(name);
         }
         close_all(unwanted, effects);
         self.set_free(names, effects, now);
@@ -309,7 +299,10 @@ impl<F> Stash<F> {
     /// Holds a name no longer; and what was staged for it.
     fn release_one(&mut self, by: ConnectionId, name: &Name) -> Option<Arc<F>> {
         let slot = self.slots.get_mut(name).filter(|slot| slot.held_by() == Some(by))?;
+        let before = slot.standing();
         let hold = slot.hold.take()?;
+        let after = slot.standing();
+        self.recount(before, after);
         if let Some(client) = self.clients.get_mut(&by) {
             client.holds.remove(name);
         }
@@ -335,7 +328,7 @@ impl<F> Stash<F> {
             if slot.hold.is_some() {
                 slot.doom.get_or_insert(change);
             } else {
-                slot.hold = Some(Hold { by: ITSELF, then: Then::Gone(change) });
+                slot.hold = Some(Hold { by: ITSELF, uid: None, then: Then::Gone(change) });
                 names.push(name);
             }
         }

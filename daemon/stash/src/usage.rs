@@ -267,16 +267,16 @@ impl<F> Stash<F> {
         }
     }
 
-    /// Counts what stands under a name, which was not counted.
-    pub(crate) fn charge_name(&mut self, name: &Name) {
-        let standing = self.standing(name);
-        standing.users().for_each(|uid| self.charge(uid, standing.of(uid)));
-    }
-
-    /// Counts it no longer, until it has changed.
-    pub(crate) fn discharge_name(&mut self, name: &Name) {
-        let standing = self.standing(name);
-        standing.users().for_each(|uid| self.discharge(uid, standing.of(uid)));
+    /// Takes note of how what stands under a name has changed.
+    pub(crate) fn recount(&mut self, before: Standing, after: Standing) {
+        let is_new = |uid: &u32| before.users().all(|other| other != *uid);
+        for uid in before.users().chain(after.users().filter(is_new)) {
+            let (less, more) = (before.of(uid), after.of(uid));
+            if less != more {
+                self.charge(uid, more);
+                self.discharge(uid, less);
+            }
+        }
     }
 
     /// Counts a name under which nothing is, and that a connection holds from now on.
@@ -286,26 +286,30 @@ impl<F> Stash<F> {
 
     /// What stands under a name, as far as it counts.
     pub(crate) fn standing(&self, name: &Name) -> Standing {
-        let Some(Slot { kept, hold, .. }) = self.slots.get(name) else {
-            return Standing::default();
-        };
-        let staged = match hold {
-            Some(Hold { then: Then::New(kept, _), .. }) => Some(kept),
-            Some(Hold { then: Then::Same | Then::Gone(_), .. }) | None => None,
-        };
-        Standing {
-            kept: kept.as_ref().map(|kept| kept.details.counted()),
-            holder: hold.as_ref().and_then(|hold| self.uid_of(hold.by)),
-            staged: staged.map(|kept| kept.details.counted()),
-        }
+        self.slots.get(name).map(Slot::standing).unwrap_or_default()
     }
 
-    fn uid_of(&self, by: ConnectionId) -> Option<u32> {
+    pub(crate) fn uid_of(&self, by: ConnectionId) -> Option<u32> {
         self.clients.get(&by).map(Client::uid)
     }
 
     fn usage_of(&self, uid: u32) -> Usage {
         self.usage.get(&uid).copied().unwrap_or_default()
+    }
+}
+
+impl<F> Slot<F> {
+    /// What stands here, as far as it counts.
+    pub(crate) fn standing(&self) -> Standing {
+        let staged = match &self.hold {
+            Some(Hold { then: Then::New(kept, _), .. }) => Some(kept),
+            Some(Hold { then: Then::Same | Then::Gone(_), .. }) | None => None,
+        };
+        Standing {
+            kept: self.kept.as_ref().map(|kept| kept.details.counted()),
+            holder: self.hold.as_ref().and_then(|hold| hold.uid),
+            staged: staged.map(|kept| kept.details.counted()),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ const IDLE: usize = 200;
 const CROWD: usize = 8;
 
 /// What the contender can do, and what that is compared with.
-const CONTENDED: [(&str, &str); 13] = [
+const CONTENDED: [(&str, &str); 14] = [
     ("give", "raw.give"),
     ("take", "raw.take"),
     ("cycle", "raw.cycle"),
@@ -59,6 +59,7 @@ const CONTENDED: [(&str, &str); 13] = [
     ("pipe16_take", "raw.pipe16_take"),
     ("give253", "raw.give253"),
     ("take253", "raw.take253"),
+    ("safe_take253", "raw.take253"),
     ("c8_cycle", "floor.c8_cycle"),
 ];
 

@@ -128,7 +128,7 @@ impl Bench {
     ) -> &mut Scenario {
         let work = Work::Peers(peers.clone(), operation);
         let descriptors = match operation {
-            "give253" | "take253" => 253,
+            "give253" | "take253" | "safe_take253" => 253,
             "pipe16_give" | "pipe16_take" => 16,
             _ => 1,
         };

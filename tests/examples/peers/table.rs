@@ -141,7 +141,7 @@ impl Table<'_> {
         let quiet =
             |key| self.quiet(key).and_then(|seconds| time(Duration::from_secs_f64(seconds)));
         vec![
-            self.to_base("take that a lost reply does not lose", "", "safe_take"),
+            self.to_base("take that is final when it has arrived", "", "safe_take"),
             self.to_base("cycle with it", "", "safe_cycle"),
             self.to_base("reopen of a file", "", "reopen"),
             row(format!("a list of {listed}"), [quiet("s6.list"), quiet("fdstash.list")]),

@@ -142,7 +142,10 @@ impl Journal {
         self.lines.push(line.clone());
         self.last_entry =
             put.iter().map(|put| put.id.0).chain([self.last_entry]).max().unwrap_or(0);
-        self.revision += u64::from(!put.is_empty() || !gone.is_empty());
+        // What is only said of an entry that is there already changes nothing.
+        let is_known = !put.is_empty() && put.iter().all(|it| self.entries.contains_key(&it.id));
+        let changes = !is_known && !(put.is_empty() && gone.is_empty());
+        self.revision += u64::from(changes);
         self.entries.extend(put.iter().map(|written| (written.id, written.clone())));
         gone.iter().for_each(|id| drop(self.entries.remove(id)));
         self.done.extend(done.clone());

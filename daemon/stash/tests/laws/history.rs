@@ -37,6 +37,8 @@ pub(crate) enum Step {
     Leave(usize, bool),
     /// What is polled has hung up.
     HangUp(usize),
+    /// It is known where the descriptor of an entry points.
+    Point(usize),
     /// Time passes, and the stash is told.
     Tick(u64),
     /// Time passes, and the stash is not told yet.
@@ -139,6 +141,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (which(), option::weighted(0.3, 0usize..4)).prop_map(|(by, at)| Step::Opened(by, at)),
         6 => (which(), prop::bool::weighted(0.7)).prop_map(|(by, left)| Step::Leave(by, left)),
         1 => which().prop_map(Step::HangUp),
+        1 => which().prop_map(Step::Point),
         1 => ticks().prop_map(Step::Tick),
         1 => (0u64..3).prop_map(|beats| Step::Pass(beats * BEAT_USEC)),
         1 => Just(Step::Rewrite),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fdstash_proto::{Call, Keeper, Mode};
 use fdstash_stash::{
-    Carried, Details, Effect, Effects, Inspected, Limits, Line, Number, Record, Replay, Stash,
-    write_handover,
+    Carried, Details, Effect, Effects, Inspected, Limits, Line, Number, Pointed, Record, Replay,
+    Stash, write_handover,
 };
 
 use super::token::Token;
@@ -29,6 +29,12 @@ impl Journal {
         if added > 0 {
             self.room = self.room.max(self.written + stash.weight().promised + added);
         }
+    }
+
+    /// The same for where descriptors point.
+    pub(crate) fn make_room_for_targets(&mut self, stash: &Stash<Token>, pointed: &[Pointed]) {
+        let added = stash.weight().promised + stash.weight_of_targets(pointed);
+        self.room = self.room.max(self.written + added);
     }
 
     /// Writes a record down, and hands back its line.

@@ -393,7 +393,7 @@ fn histories_are_played_by_the_thousand() {
     let mut runner = TestRunner::deterministic();
     let history = || histories().new_tree(&mut runner).map(|tree| tree.current());
     let histories: Vec<History> =
-        std::iter::repeat_with(history).take(600).collect::<Result<_, _>>().unwrap();
+        std::iter::repeat_with(history).take(800).collect::<Result<_, _>>().unwrap();
 
     let begin = std::time::Instant::now();
     let traces: Vec<_> = histories.iter().map(play).collect();
@@ -482,6 +482,7 @@ impl Transactions {
             | Input::Sent(_)
             | Input::Unsent(_)
             | Input::HangUp
+            | Input::Point
             | Input::Tick
             | Input::Rules(_)
             | Input::Upgrade

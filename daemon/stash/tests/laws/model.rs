@@ -16,10 +16,12 @@ use fdstash_proto::{
     Refusal, Reopening, Reply, Share, Statistics, Taking, Ticket,
 };
 use fdstash_stash::{
-    ConnectionId, Inspected, Limits, OpenFailure, Rules, UNMAPPED, Usage, Verb, Verdict, Who,
+    ConnectionId, Inspected, Limits, OpenFailure, Pointed, Rules, UNMAPPED, Usage, Verb, Verdict,
+    Who,
 };
 
 use super::{
+    numbers::shown,
     reference,
     trace::{Entries, Predicted, Recorded, Said, Told},
     world::BOOTED_AT_USEC,
@@ -422,6 +424,15 @@ impl Model {
         said
     }
 
+    pub(crate) fn pointed(&mut self, pointed: &Pointed) -> Predicted {
+        let mut said = Predicted::default();
+        if let Some(item) = self.kept.get_mut(&pointed.name) {
+            item.entry.target = Some(pointed.target.clone().into());
+            said.records.push(self.recorded(Vec::new(), None));
+        }
+        said
+    }
+
     pub(crate) fn tick(&mut self) -> Predicted {
         let mut said = Predicted::default();
         let now_usec = self.now_usec;
@@ -507,7 +518,7 @@ impl Model {
         let known = items.filter(|item| self.lists(&client.who, item));
         let show = |item: &Item| {
             let holder = self.holder(&item.entry.name).map(|id| self.clients[&id].who.peer);
-            (Entry { held_by: holder, ..item.entry.clone() }, item.fd)
+            (shown(Entry { held_by: holder, ..item.entry.clone() }, item.fd), item.fd)
         };
         known.map(show).collect()
     }
@@ -1263,9 +1274,13 @@ impl Model {
                 told.extend(old.and_then(|old| self.tell(&old, change, None)));
             }
         }
+        said.records.push(self.recorded(told, ticket));
+    }
+
+    fn recorded(&self, told: Vec<Told>, ticket: Option<Ticket>) -> Recorded {
         let lasting = self.kept.iter().filter(|(_, item)| item.ephemeral_of.is_none());
         let lasting = lasting.map(|(name, item)| (name.clone(), item.fd)).collect();
-        said.records.push(Recorded { told, ticket, lasting });
+        Recorded { told, ticket, lasting }
     }
 
     /// What is told of a change, to all who may know, but for those who know what is there instead.
@@ -1279,7 +1294,7 @@ impl Model {
         };
         let told = self.clients.iter().filter(|(_, client)| watching(client) && may_know(client));
         let to: Vec<_> = told.map(|(id, _)| *id).collect();
-        let entry = Entry { revision: self.revision, ..item.entry.clone() };
+        let entry = shown(Entry { revision: self.revision, ..item.entry.clone() }, item.fd);
         (!to.is_empty()).then_some(Told { to, change, entry, fd: item.fd })
     }
 

@@ -3,7 +3,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use fdstash_proto::{Access, Call, Flags, Handed, Kind, Name, Reply, Taking};
+use fdstash_proto::{Access, Call, Entry, Flags, Handed, Kind, Name, Reply, Taking};
 use fdstash_stash::{Facts, Kept, Opening, Verb};
 
 use super::{
@@ -21,8 +21,20 @@ pub(crate) fn facts_of(number: u64) -> Facts {
         4 => (Kind::Block, Access::ReadWrite, Flags::DIRECT),
         _ => (Kind::Regular, Access::ReadWrite, Flags::NONE),
     };
-    let target = Some(format!("/images/{number}").into());
+    // Of every other it is said only later.
+    let target = (number % 2 == 1).then(|| target_of(number));
     Facts { kind, access, flags, device: 7, inode: number, target }
+}
+
+/// Where a descriptor points.
+pub(crate) fn target_of(number: u64) -> Box<str> {
+    format!("/images/{number}").into()
+}
+
+/// An entry as the daemon shows it, which asks where it points, if that is not known yet.
+pub(crate) fn shown(entry: Entry, number: u64) -> Entry {
+    let target = entry.target.or_else(|| Some(target_of(number).into()));
+    Entry { target, ..entry }
 }
 
 /// What a call waits for when it is made, if it waits.

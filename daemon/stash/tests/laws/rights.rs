@@ -182,6 +182,7 @@ impl<'a> Witness<'a> {
             | Input::Sent(_)
             | Input::Unsent(_)
             | Input::HangUp
+            | Input::Point
             | Input::Tick
             | Input::Upgrade
             | Input::Nothing => {}

@@ -94,6 +94,7 @@ pub(crate) enum Input {
     Sent(ConnectionId),
     Unsent(ConnectionId),
     HangUp,
+    Point,
     Tick,
     /// Other rules are in force.
     Rules(Rules),
@@ -339,6 +340,7 @@ impl Input {
             | Self::Sent(_)
             | Self::Unsent(_)
             | Self::HangUp
+            | Self::Point
             | Self::Tick
             | Self::Rules(_)
             | Self::Upgrade

@@ -5,15 +5,18 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use fdstash_proto::{Call, Keeper, Name, Pattern, Reply};
 use fdstash_stash::{
-    ConnectionId, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Now, Number,
-    OpenFailure, Opening, Rules, Stash, Verb, Verdict, Who,
+    ConnectionId, Details, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Listed, Now,
+    Number, OpenFailure, Opening, Pointed, Rules, Stash, Verb, Verdict, Who,
 };
 
 use super::{
     history::{History, Step, people},
     journal::Journal,
     model::Model,
-    numbers::{facts_of, number_of, numbers_of, only_wish, waits_of, with_descriptors, written},
+    numbers::{
+        facts_of, number_of, numbers_of, only_wish, shown, target_of, waits_of, with_descriptors,
+        written,
+    },
     token::{Ledger, Token},
     trace::{Entries, Input, Moment, Performed, Picture, Predicted, Told, Trace, Waits},
 };
@@ -128,6 +131,14 @@ impl World {
                 let at = nth(which, self.polled.len())?;
                 Planned::HangUp(*self.polled.keys().nth(at)?)
             }
+            Step::Point(which) => {
+                let unknown = |kept: &&Kept<Token>| kept.details.facts.target.is_none();
+                let unknown: Vec<_> = self.stash.kept().filter(unknown).collect();
+                let kept = unknown[nth(which, unknown.len())?];
+                let Details { id, ref name, .. } = *kept.details;
+                let target = target_of(kept.fd.number);
+                Planned::Point(Pointed { id, name: name.clone(), target })
+            }
             Step::Tick(usec) => Planned::Tick(usec),
             Step::Pass(usec) => Planned::Pass(usec),
             Step::Rewrite => Planned::Rewrite,
@@ -169,6 +180,10 @@ impl World {
                 let effects = self.stash.hung_up(id, self.now());
                 (Input::HangUp, effects, self.model.hung_up(fd))
             }
+            Planned::Point(pointed) => {
+                let predicted = self.model.pointed(&pointed);
+                (Input::Point, self.point(pointed), predicted)
+            }
             Planned::Tick(usec) => {
                 self.pass(usec);
                 (Input::Tick, self.stash.tick(self.now()), self.model.tick())
@@ -194,6 +209,16 @@ impl World {
             }
         };
         self.moment(input, effects, predicted)
+    }
+
+    /// Says where a descriptor points, and then of the same entry that it points elsewhere; and of one that
+    /// there never was.
+    fn point(&mut self, pointed: Pointed) -> Effects<Token> {
+        let elsewhere = Pointed { target: "/elsewhere".into(), ..pointed.clone() };
+        let never = Pointed { id: EntryId(u64::MAX), ..pointed.clone() };
+        let all = vec![never, pointed, elsewhere];
+        self.journal.make_room_for_targets(&self.stash, &all);
+        self.stash.pointed(all)
     }
 
     fn moment(&mut self, input: Input, effects: Effects<Token>, predicted: Predicted) -> Moment {
@@ -360,7 +385,8 @@ impl World {
             }
             Effect::Tell { to, change, entry, fd } => {
                 let to = to.into_iter().filter(|id| self.stash.watches(*id, &entry.name)).collect();
-                Performed::Tell(Box::new(Told { to, change, entry: *entry, fd: fd.number }))
+                let (entry, fd) = (shown(*entry, fd.number), fd.number);
+                Performed::Tell(Box::new(Told { to, change, entry, fd }))
             }
         }
     }
@@ -476,7 +502,11 @@ impl World {
 
     fn entries_of(&self, by: ConnectionId) -> Entries {
         let (listed, _) = self.stash.list(by, &Pattern::all(), None, usize::MAX);
-        listed.into_iter().map(|listed| (listed.entry, listed.fd.number)).collect()
+        let shown = |listed: Listed<Token>| {
+            let number = listed.fd.number;
+            (shown(listed.entry, number), number)
+        };
+        listed.into_iter().map(shown).collect()
     }
 
     fn token(&self, inspected: Inspected<u64>) -> Inspected<Token> {
@@ -493,6 +523,7 @@ enum Planned {
     Sent(ConnectionId),
     Unsent(ConnectionId),
     HangUp(EntryId),
+    Point(Pointed),
     Tick(u64),
     Pass(u64),
     Rewrite,
