@@ -100,27 +100,31 @@ impl S6 {
                     bench.ask("s6.pipe16_take", "raw.pipe16_take", &peer, "pipe16_take");
                     daemon.add_commands(bench);
                 }
-                "h10000." => drop(bench.ask("s6.list", "", &peer, "list").longer(4)),
+                "h10000." => {
+                    bench.ask("s6.list", "", &peer, "list").longer(4);
+                }
                 _ => {}
             }
             daemons.push(daemon);
         }
-        // With daemons of their own, since each connection costs all others time.
-        let daemon = self.start(IDLE)?;
-        let peer = bench.peer(Peer::start(&mut self.client(&daemon, 0, IDLE))?);
+        daemons.extend(self.add_apart(bench)?);
+        Ok(Daemons { bytes, _daemons: daemons })
+    }
+
+    /// What has a daemon of its own, since each connection costs all others time.
+    fn add_apart(&self, bench: &mut Bench) -> io::Result<[Daemon; 3]> {
+        let idle = self.start(IDLE)?;
+        let peer = bench.peer(Peer::start(&mut self.client(&idle, 0, IDLE))?);
         bench.ask("s6.idle200_cycle", "raw.cycle", &peer, "cycle");
-        daemons.push(daemon);
         // It needs room for new ones before it lets go of the old.
-        let daemon = self.start(2 * MOST)?;
-        let peer = bench.peer(Peer::start(&mut self.client(&daemon, MOST, 0))?);
+        let dump = self.start(2 * MOST)?;
+        let peer = bench.peer(Peer::start(&mut self.client(&dump, MOST, 0))?);
         bench.ask("s6.give253", "raw.give253", &peer, "give253");
         bench.ask("s6.take253", "raw.take253", &peer, "take253");
-        daemons.push(daemon);
-        let daemon = self.start(CROWD)?;
-        let peers = bench.crowd(|_| Peer::start(&mut self.client(&daemon, 0, 0)))?;
+        let crowd = self.start(CROWD)?;
+        let peers = bench.crowd(|_| Peer::start(&mut self.client(&crowd, 0, 0)))?;
         bench.ask("s6.c8_cycle", "floor.c8_cycle", &peers, "cycle").anywhere().longer(4);
-        daemons.push(daemon);
-        Ok(Daemons { bytes, _daemons: daemons })
+        Ok([idle, dump, crowd])
     }
 
     /// Starts a daemon with room for so many descriptors and some.
