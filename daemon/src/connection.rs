@@ -486,9 +486,6 @@ impl Connection {
     /// end.
     fn read(&mut self) -> Result<bool, End> {
         if mem::take(&mut self.is_drained) {
-            // Says to the event loop what a read would. What has come since, it hears of anew.
-            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-            let _ = self.socket.try_io(Interest::READABLE, nothing);
             return Ok(false);
         }
         let need = if self.inbox.is_empty() { Need::Receive } else { Need::ReceiveRest };
@@ -513,6 +510,12 @@ impl Connection {
         match received {
             Ok(Received::Bytes(count)) => {
                 self.is_drained = is_last && room.is_some() && count < buffer.len();
+                if self.is_drained {
+                    // Says to the event loop what another read would, and says it at once: what it hears of
+                    // later must not be taken back.
+                    let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _ = self.socket.try_io(Interest::READABLE, nothing);
+                }
                 self.inbox.feed(&buffer[..count], fds)?;
                 Ok(true)
             }
