@@ -70,7 +70,9 @@ fn measured(more: &[&str]) -> Vec<(String, String)> {
     let text = format!("# before\n{mark}\n| old |\n<!-- end of figures -->\nafter\n");
     fs::write(&file, text).expect("a file can be written");
 
-    let mut command = Command::new(program("examples/peers"));
+    // Who takes part and does not answer must not hold up the tests.
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(program("examples/peers"));
     command.args(["--rounds", "1", "--slice", "1", "--held", "300", "--table"]).arg(&file);
     let output = command.args(more).output().expect("it can be run");
 
