@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header bench install uninstall clean
+.PHONY: all demo demo-qemu test lint deny unit fuzz header bench peers contender install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -72,11 +72,24 @@ unit:
 header:
 	FDSTASH_WRITE_HEADER=1 $(CARGO) test --package fdstash-c --test header
 
-# Measures on this machine, beside the kernel's own cost in the same run.
-bench:
-	@tests/need cc cargo
-	$(CARGO) build --workspace --release
+# Measures on this machine, beside the kernel's own cost in the same run. The table comes last.
+bench: measured
 	$(CARGO) bench --package fdstash-tests
+	@$(MAKE) --no-print-directory peers
+
+# The table alone, in half a minute, also into a file: TABLE=README.md. `tests/need s6-fdholder-daemon`
+# installs what s6's column takes, which is left out where it is not there.
+peers: measured
+	@$(BUILT)/examples/peers $(if $(TABLE),--table $(TABLE))
+
+# With -s it says nothing but the command line of who takes part in measurements for fdstash.
+contender: measured
+	@echo $(abspath $(BUILT)/examples/contender)
+
+.PHONY: measured
+measured:
+	@tests/need cc cargo
+	@$(CARGO) build --quiet --workspace --release --bins --example contender --example peers
 
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
 PREFIX ?= /usr/local

@@ -129,7 +129,7 @@ fn print(name: &str, figures: &Figures, beside: &[&Figures]) {
 fn measure(attack: Option<&str>) -> Result<Figures, Error> {
     let mut rounds: [Vec<(Duration, Duration)>; 2] = Default::default();
     for _ in 0..ROUNDS {
-        let daemon = Daemon::spawn();
+        let daemon = Daemon::builder().quiet().spawn();
         let fuse = Fuse::mount();
         let open = || fuse.as_ref().map_or_else(null, |fuse| fuse.open(0, OFlags::RDONLY));
         let files: Vec<File> = (0..PROCESSES).map(|_| open()).collect();

@@ -59,7 +59,7 @@ fn main() {
 fn compare(folder: &Path, files: usize) -> (Duration, Duration, Duration) {
     let folder = tempfile::tempdir_in(folder).expect("a folder can be made");
     let paths: Vec<_> = (0..files).map(|at| folder.path().join(format!("image-{at}"))).collect();
-    let daemon = Daemon::spawn();
+    let daemon = Daemon::builder().quiet().spawn();
     let mut client = daemon.client();
     let give = |path: &PathBuf| {
         let name = path.file_name().expect("a file has a name").to_string_lossy();

@@ -48,7 +48,7 @@ fn main() {
 
 /// From the signal to the first answer, which comes when all is back.
 fn restores(held: usize) -> (Duration, Duration) {
-    let daemon = Daemon::spawn();
+    let daemon = Daemon::builder().quiet().spawn();
     let mut client = daemon.client();
     let file = File::open("/dev/null").expect("there is a /dev/null");
     let held = held.min(usize::try_from(daemon.statistics().max_entries).unwrap_or(held));
@@ -59,26 +59,12 @@ fn restores(held: usize) -> (Duration, Duration) {
             .collect();
         client.give(&gifts).expect("there is room");
     }
-    let all = pattern("*");
-    let mut measure = |signal: &dyn Fn()| {
-        median(|| {
-            let began = Instant::now();
-            let servers = daemon.servers();
-            signal();
-            while daemon.servers() == servers {
-                std::hint::spin_loop();
-            }
-            let back = client.statistics().expect("an answer").entries;
-            let time = began.elapsed();
-            assert_eq!(back as usize, held);
-            time
-        })
-    };
-    let killed = measure(&|| {
-        kill_process(daemon.server().0, Signal::KILL).expect("the server can be killed");
+    let server = || daemon.serving().expect("there is a server");
+    let killed = median(|| {
+        daemon.back_after(|| kill_process(server(), Signal::KILL).expect("it can be killed"))
     });
-    let upgraded = measure(&|| daemon.signal(Signal::HUP));
-    assert_eq!(client.list(&all).expect("a list").len(), held);
+    let upgraded = median(|| daemon.back_after(|| daemon.signal(Signal::HUP)));
+    assert_eq!(client.list(&pattern("*")).expect("a list").len(), held);
     (killed, upgraded)
 }
 

@@ -49,7 +49,7 @@ impl Builder {
     }
 
     /// That logs as little as daemons do by default, for one that is measured: which process is its
-    /// server, it does not say then.
+    /// server, it does not say then ([`Daemon::serving`] does).
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.is_quiet = true;

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
+    hint::spin_loop,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fdstash::{Statistics, blocking::Client};
@@ -85,6 +86,29 @@ impl Daemon {
     #[must_use]
     pub fn servers(&self) -> usize {
         self.log().matches("server ready").count()
+    }
+
+    /// The process that serves now, whatever it logs: the child of its first keeper.
+    #[must_use]
+    pub fn serving(&self) -> Option<Pid> {
+        let keeper = self.pid();
+        let path = of_process(keeper, &format!("task/{}/children", keeper.as_raw_pid()));
+        let children = fs::read_to_string(path).ok()?;
+        children.split_whitespace().next()?.parse().ok().and_then(Pid::from_raw)
+    }
+
+    /// How long it takes from a signal on, which the server dies of or is replaced by, until the next one
+    /// answers, and so has everything.
+    pub fn back_after(&self, signal: impl FnOnce()) -> Duration {
+        let mut client = self.client();
+        let server = self.serving();
+        let began = Instant::now();
+        signal();
+        while self.serving() == server {
+            spin_loop();
+        }
+        client.statistics().expect("an answer");
+        began.elapsed()
     }
 
     /// Ends the server without a warning, and waits until the next one serves.
