@@ -80,6 +80,9 @@ struct State<J> {
     idle: usize,
     /// Threads that have been called, and have not come yet.
     called: usize,
+    /// When all threads were needed last: who calls one does not choose which, so that none is ever without
+    /// anything to do for long, however many there are.
+    all_needed: Instant,
     is_watched: bool,
     reminder: Reminder,
 }
@@ -107,6 +110,7 @@ impl<J: Job> Pool<J> {
             threads: 0,
             idle: 0,
             called: 0,
+            all_needed: Instant::now(),
             is_watched: false,
             reminder: Reminder::default(),
         };
@@ -130,6 +134,9 @@ impl<J: Job> Pool<J> {
         if state.idle > 0 {
             state.idle -= 1;
             state.called += 1;
+            if state.idle == 0 {
+                state.all_needed = Instant::now();
+            }
             self.0.called.notify_one();
         } else if state.threads == 0 || self.0.bounds.is_hurried {
             self.add_thread(&mut state);
@@ -196,6 +203,10 @@ impl<J: Job> Pool<J> {
                 self.see_to_watch(&mut state);
                 return Some(next);
             }
+            if state.has_surplus() {
+                state.threads -= 1;
+                return None;
+            }
             state.idle += 1;
             let waited = self.0.called.wait_timeout(state, IDLE);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -235,7 +246,7 @@ impl<J: Job> Pool<J> {
                     state.is_watched = false;
                     return;
                 }
-                let hangs = state.begun == before || self.0.bounds.is_hurried;
+                let hangs = state.begun == before || self.0.bounds.is_hurried && state.is_late();
                 if !hangs || self.add_thread(&mut state) {
                     continue;
                 }
@@ -267,6 +278,18 @@ impl<J> State<J> {
     fn next_turn(&self, bounds: &Bounds) -> Option<usize> {
         let is_full = self.of_others >= bounds.most - bounds.share;
         self.turns.iter().position(|uid| *uid == ROOT || !is_full)
+    }
+
+    /// Whether a thread that has nothing to do is one too many: another has nothing to do either, and was not
+    /// needed for long.
+    fn has_surplus(&self) -> bool {
+        self.idle > 0 && self.all_needed.elapsed() >= IDLE
+    }
+
+    /// Whether something waits for which no thread came when it was called.
+    fn is_late(&self) -> bool {
+        let first = |uid| self.lines.get(uid)?.waiting.front();
+        self.turns.iter().filter_map(first).any(|(since, _)| since.elapsed() >= PATIENCE)
     }
 
     /// Takes out the job that is to be done next.
