@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header bench install uninstall clean
+.PHONY: all demo demo-qemu test lint deny unit fuzz header bench soak install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -77,6 +77,14 @@ bench:
 	@tests/need cc cargo
 	$(CARGO) build --workspace --release
 	$(CARGO) bench --package fdstash-tests
+	$(CARGO) bench --package fdstash-proto --package fdstash-stash --package fdstashd --benches
+
+# As many calls as a day has, if nothing is said: what is left of them must be nothing. Takes an hour or less.
+CALLS =
+soak:
+	@tests/need cc cargo
+	$(CARGO) build --release --package fdstashd --package fdstash-tests --bins --example soak
+	$(BUILT)/examples/soak $(CALLS)
 
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
 PREFIX ?= /usr/local
