@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use kit::program;
 
 /// A leak of some bytes a call is more by then than what allocators and threads make of differences.
-const CALLS: &str = "150000";
+const CALLS: &str = "100000";
 
 #[test]
 fn nothing_in_the_daemon_grows_with_the_calls_it_has_served() {

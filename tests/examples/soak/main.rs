@@ -3,8 +3,8 @@
 //!
 //! `make soak`, or `soak CALLS`. Clients of several users (of one, without root) make calls of all kinds, of
 //! which many are refused, under names that never come again, on connections that come and go; beside them
-//! others watch, wait, expire and hang up. Twenty times they all leave, and when the daemon is at rest it must
-//! have what it had after the first minute, or the first quarter if that is shorter: as many descriptors, no
+//! others watch, wait, expire and hang up. Twenty times, or twice, they all leave, and when the daemon is at rest it must
+//! have what it had after the first minute, or the first half if they are few: as many descriptors, no
 //! more memory, and a journal that is bounded by what is held. Every reply must be the one that is due.
 
 mod figures;
@@ -26,7 +26,7 @@ use crate::{figures::Figures, worker::Worker};
 /// How many are made if nothing is said: what a thousand a second come to in a day.
 const CALLS: u64 = 86_400_000;
 
-/// How often the daemon is looked at, and after how few calls no oftener than four times: until all is at rest,
+/// How often the daemon is looked at, and below how many calls no oftener than twice: until all is at rest,
 /// it takes its time.
 const LOOKS: u64 = 20;
 const FEW: u64 = 1_000_000;
@@ -70,7 +70,7 @@ fn soak(calls: u64) -> Result<String, String> {
     let daemon = Daemon::builder().quiet().spawn();
     let _keeper = fill(&daemon);
     let began = Instant::now();
-    let looks = if calls < FEW { 4 } else { LOOKS };
+    let looks = if calls < FEW { 2 } else { LOOKS };
     let at_start = figures::threads(daemon.pid()).map_err(|error| error.to_string())?;
     let (mut done, mut peak) = (0, Peak::default());
     let mut workers: Vec<Worker> = (0..WORKERS).map(|at| Worker::new(at, is_root())).collect();
