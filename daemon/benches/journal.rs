@@ -11,7 +11,7 @@ mod steps;
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use fdstash_proto::{Access, Call, Clash, Flags, Gift, Keeper, Kind, Name, Peer};
 use fdstash_stash::{Effect, Facts, Inspected, Limits, Now, Record, Stash, Who};
 
@@ -19,6 +19,12 @@ use crate::journal::Journal;
 
 /// How many entries are held when all of them are written and read.
 const HELD: usize = 10_000;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    journal(&mut criterion);
+    criterion.final_summary();
+}
 
 /// A stash that holds so many, and the last record of it.
 fn stash() -> (Stash<u32>, Record<u32>) {
@@ -73,6 +79,3 @@ fn journal(criterion: &mut Criterion) {
     });
     group.finish();
 }
-
-criterion_group!(benches, journal);
-criterion_main!(benches);

@@ -4,10 +4,16 @@
 
 use std::hint::black_box;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion};
 use fdstash_proto::{
     Call, Clash, Gift, Handed, Inbox, Mode, Name, Outbox, Reply, Taking, call, reply,
 };
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    codec(&mut criterion);
+    criterion.final_summary();
+}
 
 fn gifts(count: usize) -> Vec<Gift<u32>> {
     (0..).take(count).map(|at| Gift::new(name(at), at)).collect()
@@ -68,6 +74,3 @@ fn codec(criterion: &mut Criterion) {
     });
     group.finish();
 }
-
-criterion_group!(benches, codec);
-criterion_main!(benches);

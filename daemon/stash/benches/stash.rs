@@ -4,11 +4,18 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use fdstash_proto::{Access, Call, Clash, Flags, Gift, Keeper, Kind, Name, Pattern, Peer, Taking};
-use fdstash_stash::{ConnectionId, Facts, Inspected, Limits, Now, Replay, Stash, Who};
+use fdstash_stash::{ConnectionId, Facts, Inspected, Limits, Line, Now, Replay, Stash, Who};
 
 const NOW: Now = Now { boot_usec: 1, wall_usec: 1 };
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    calls(&mut criterion);
+    restore(&mut criterion);
+    criterion.final_summary();
+}
 
 /// A stash that holds so many, and who calls.
 fn stash(held: usize) -> (Stash<u32>, ConnectionId) {
@@ -73,7 +80,7 @@ fn restore(criterion: &mut Criterion) {
         .records()
         .map(|record| {
             let mut bytes = Vec::new();
-            record.write(|fd| *fd as _, &mut bytes);
+            record.write(|fd| *fd, &mut bytes);
             bytes
         })
         .collect();
@@ -81,12 +88,9 @@ fn restore(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut replay = Replay::default();
             for line in &lines {
-                replay.push(fdstash_stash::Line::read(line).expect("it was just written"));
+                replay.add(Line::read(line).expect("it was just written"));
             }
             black_box(replay.len())
         });
     });
 }
-
-criterion_group!(benches, calls, restore);
-criterion_main!(benches);
