@@ -125,8 +125,11 @@ fn calls() -> Vec<(&'static str, Call<Inspected<u32>>)> {
     ]
 }
 
+/// What something is called, and what does it.
+type Act = (&'static str, fn(&mut World));
+
 /// What happens beside calls.
-fn acts() -> [(&'static str, fn(&mut World)); 4] {
+fn acts() -> [Act; 4] {
     [
         ("expire", |world| {
             let now = Now { boot_usec: 10, wall_usec: 10 };
