@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// How many instructions each call takes where there are so many of everything.
 fn instructions(many: usize) -> Vec<(String, u64)> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder can be made");
     let out = folder.path().join("out");
     let mut valgrind = Command::new("valgrind");
     valgrind.args([
@@ -23,9 +23,9 @@ fn instructions(many: usize) -> Vec<(String, u64)> {
     let said = valgrind.arg(program("examples/steps")).arg(many.to_string()).output();
     let said = said.expect("valgrind can be run: `make test` installs it");
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    let names = String::from_utf8(said.stdout).unwrap();
+    let names = String::from_utf8(said.stdout).expect("names are text");
     let count = |at: usize| {
-        let dump = fs::read_to_string(out.with_extension(at.to_string())).unwrap();
+        let dump = fs::read_to_string(out.with_extension(at.to_string())).expect("a dump for each");
         let line = dump.lines().find_map(|line| line.strip_prefix("totals: "));
         line.and_then(|count| count.parse().ok()).expect("the dump has a sum")
     };
@@ -103,14 +103,14 @@ fn the_daemon_makes_the_same_system_calls_however_much_there_is() {
 
 /// Has many be connected, some of whom wait and others watch, and many entries be held, which expire some day.
 fn crowd(socket: &Path) -> Vec<Raw> {
-    let mut client = fdstash::blocking::Client::connect_to(socket).unwrap();
+    let mut client = fdstash::blocking::Client::connect_to(socket).expect("it is there");
     let null = null();
     let gift = |at: usize| {
         let kept = Gift::new(name(&format!("{}/{at}", side(at))), &null);
         Gift { expire_usec: Some(3_600_000_000 + at as u64), ..kept }
     };
     for start in (0..MANY).step_by(200) {
-        client.give(&(start..start + 200).map(gift).collect::<Vec<_>>()).unwrap();
+        client.give(&(start..start + 200).map(gift).collect::<Vec<_>>()).expect("there is room");
     }
     let connect = |at: usize| {
         let raw = Raw::connect(socket);
