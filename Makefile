@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header bench peers contender install uninstall clean
+.PHONY: all demo demo-qemu test lint deny unit fuzz header bench peers contender soak install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -74,6 +74,7 @@ header:
 
 # Measures on this machine, beside the kernel's own cost in the same run. The table comes last.
 bench: measured
+	$(CARGO) bench --package fdstash-proto --package fdstash-stash --package fdstashd --benches
 	$(CARGO) bench --package fdstash-tests
 	@$(MAKE) --no-print-directory peers
 
@@ -90,6 +91,13 @@ contender: measured
 measured:
 	@tests/need cc cargo
 	@$(CARGO) build --quiet --workspace --release --bins --example contender --example peers
+
+# As many calls as a day has, if nothing is said: what is left of them must be nothing. Takes an hour or less.
+CALLS =
+soak:
+	@tests/need cc cargo
+	$(CARGO) build --release --package fdstashd --package fdstash-tests --bins --example soak
+	$(BUILT)/examples/soak $(CALLS)
 
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
 PREFIX ?= /usr/local

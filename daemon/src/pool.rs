@@ -91,6 +91,9 @@ struct State<J> {
     called: usize,
     /// Whether a thread rests, and will look by itself.
     has_rest: bool,
+    /// When all threads were needed last: who calls one does not choose which, so that none is ever without
+    /// anything to do for long, however many there are.
+    all_needed: Instant,
     is_watched: bool,
     reminder: Reminder,
 }
@@ -119,6 +122,7 @@ impl<J: Job> Pool<J> {
             idle: 0,
             called: 0,
             has_rest: false,
+            all_needed: Instant::now(),
             is_watched: false,
             reminder: Reminder::default(),
         };
@@ -148,6 +152,9 @@ impl<J: Job> Pool<J> {
         } else if state.idle > 0 {
             state.idle -= 1;
             state.called += 1;
+            if state.idle == 0 {
+                state.all_needed = Instant::now();
+            }
             self.0.called.notify_one();
         } else if state.threads == 0 || self.0.bounds.is_hurried {
             self.add_thread(&mut state);
@@ -215,6 +222,10 @@ impl<J: Job> Pool<J> {
                 self.see_to_watch(&mut state);
                 return Some(next);
             }
+            if state.has_surplus() {
+                state.threads -= 1;
+                return None;
+            }
             if !is_rested && !state.has_rest {
                 state.has_rest = true;
                 let rested = self.0.rest.wait_timeout(state, REST);
@@ -263,7 +274,7 @@ impl<J: Job> Pool<J> {
                     state.is_watched = false;
                     return;
                 }
-                let hangs = state.begun == before || self.0.bounds.is_hurried;
+                let hangs = state.begun == before || self.0.bounds.is_hurried && state.is_late();
                 if !hangs || self.add_thread(&mut state) {
                     continue;
                 }
@@ -295,6 +306,18 @@ impl<J> State<J> {
     fn next_turn(&self, bounds: &Bounds) -> Option<usize> {
         let is_full = self.of_others >= bounds.most - bounds.share;
         self.turns.iter().position(|uid| *uid == ROOT || !is_full)
+    }
+
+    /// Whether a thread that has nothing to do is one too many: another has nothing to do either, and was not
+    /// needed for long.
+    fn has_surplus(&self) -> bool {
+        self.idle > 0 && self.all_needed.elapsed() >= IDLE
+    }
+
+    /// Whether something waits for which no thread came when it was called.
+    fn is_late(&self) -> bool {
+        let first = |uid| self.lines.get(uid)?.waiting.front();
+        self.turns.iter().filter_map(first).any(|(since, _)| since.elapsed() >= PATIENCE)
     }
 
     /// Takes out the job that is to be done next.

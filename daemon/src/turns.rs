@@ -22,18 +22,25 @@ const TURN: Duration = Duration::from_micros(100);
 
 /// The users who are connected, by number.
 #[derive(Default)]
-pub(crate) struct Users(BTreeMap<u32, Weak<User>>);
+pub(crate) struct Users {
+    by_uid: BTreeMap<u32, Weak<User>>,
+    /// At how many to look which of them have gone.
+    most: usize,
+}
 
 impl Users {
     /// A user, whichever connection asks.
     pub(crate) fn get(&mut self, uid: u32) -> Rc<User> {
-        if let Some(user) = self.0.get(&uid).and_then(Weak::upgrade) {
+        if let Some(user) = self.by_uid.get(&uid).and_then(Weak::upgrade) {
             return user;
         }
-        self.0.retain(|_, user| user.strong_count() > 0);
+        if self.by_uid.len() >= self.most {
+            self.by_uid.retain(|_, user| user.strong_count() > 0);
+            self.most = 2 * self.by_uid.len() + 64;
+        }
         let turn = Mutex::new(Instant::now() + TURN);
         let user = Rc::new(User { turn });
-        self.0.insert(uid, Rc::downgrade(&user));
+        self.by_uid.insert(uid, Rc::downgrade(&user));
         user
     }
 }

@@ -20,6 +20,7 @@ mod qemu;
 mod random;
 mod raw;
 mod refusal;
+mod steps;
 mod systemd;
 mod user;
 
@@ -49,6 +50,7 @@ pub use crate::{
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     refusal::{denied, errno_name, exceeded, not_found, refusal},
+    steps::Steps,
     systemd::{Systemd, install, uninstall},
     user::{User, can_be_others},
 };

@@ -66,6 +66,7 @@ impl<F> Stash<F> {
     pub(crate) fn open_transaction(&mut self, by: ConnectionId) {
         let Some(client) = self.clients.get_mut(&by) else { return };
         client.transaction = Transaction::Open(Idle::No);
+        self.counts.transactions += 1;
         self.charge_client(by, Usage::TRANSACTION);
     }
 
@@ -102,6 +103,7 @@ impl<F> Stash<F> {
         client.transaction = then;
         let names = client.holds.iter().cloned().collect();
         if was_open {
+            self.counts.transactions -= 1;
             self.discharge_client(by, Usage::TRANSACTION);
         }
         names

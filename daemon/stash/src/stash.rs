@@ -276,8 +276,7 @@ impl<F> Stash<F> {
             entries: counts.kept as u64,
             max_entries: self.limits.entries as u64,
             connections: self.clients.len() as u64,
-            transactions: self.clients.values().filter(|client| client.in_transaction()).count()
-                as u64,
+            transactions: counts.transactions,
             keeper: self.keeper,
             restores: self.restores,
             given: counts.given,

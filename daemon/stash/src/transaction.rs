@@ -36,6 +36,8 @@ pub(crate) struct Counts {
     pub(crate) bytes_kept: usize,
     /// The same for what is staged or being opened.
     pub(crate) bytes_promised: usize,
+    /// Open transactions.
+    pub(crate) transactions: u64,
     pub(crate) given: u64,
     pub(crate) taken: u64,
     pub(crate) copied: u64,
