@@ -55,28 +55,30 @@ fn pip_installs_it_and_its_types_are_checked() {
     assert!(command("cp").args(["-rL"]).arg(package()).arg(&tree).status().unwrap().success());
     let venv = folder.path().join("venv");
     let made = interpreter().args(["-m", "venv"]).arg(&venv).output().unwrap();
-    let pip = || {
-        let mut pip = command(venv.join("bin/python"));
-        pip.args(["-m", "pip", "--disable-pip-version-check", "install"]);
-        pip.current_dir(folder.path());
-        pip
+    let python = |args: &[&str]| {
+        let mut python = command(venv.join("bin/python"));
+        python.args(args).current_dir(folder.path()).output().unwrap()
     };
-    let fetched = || pip().args(["setuptools>=77", "wheel", "mypy==1.18.2"]).output().unwrap();
+    let fetch = ["-m", "pip", "install", "--retries=0", "setuptools>=77", "mypy==1.18.2"];
+    let fetched = || python(&fetch);
     if !made.status.success() || !fetched().status.success() {
         return skipped("python3-venv, setuptools or mypy cannot be had here");
     }
+    let readme = fs::read_to_string(package().join("README.md")).unwrap();
+    let install =
+        readme.split("```sh\npython ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+    let install = install.split(' ').chain(["--no-build-isolation", "--no-index"]);
 
-    let installed = pip().args(["--no-build-isolation", "--no-index", "./python"]).output().unwrap();
-    let mut check = command(venv.join("bin/mypy"));
-    check.args(["--strict", "--config-file", "python/pyproject.toml"]);
-    let checked = check.args(["python/fdstash", "python/tests"]).current_dir(folder.path()).output();
-    let mut import = command(venv.join("bin/python"));
-    let imported = import.args(["-Ic", "import fdstash.aio"]).output().unwrap();
-    let typed = fs::read_dir(venv.join("lib")).unwrap().flatten().any(|python| {
-        python.path().join("site-packages/fdstash/py.typed").exists()
-    });
+    let installed = python(&install.collect::<Vec<_>>());
+    let checked = ["-m", "mypy", "--config-file=python/pyproject.toml", "python/fdstash"];
+    let checked = python(&[&checked[..], &["python/tests"]].concat());
+    let imported = python(&["-Ic", "import fdstash.aio"]);
+    let typed = fs::read_dir(venv.join("lib"))
+        .unwrap()
+        .flatten()
+        .any(|python| python.path().join("site-packages/fdstash/py.typed").exists());
 
-    for done in [installed, checked.unwrap(), imported] {
+    for done in [installed, checked, imported] {
         let said = String::from_utf8_lossy(&done.stdout);
         assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
     }

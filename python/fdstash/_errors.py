@@ -24,6 +24,10 @@ class Error(Exception):
         if self.advice and sys.version_info >= (3, 11):
             self.add_note(self.advice)
 
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # All that there is to one are its arguments, the note too.
+        return type(self), self.args
+
     @property
     def advice(self) -> Optional[str]:
         """What to do about it, where that is known, as a clause without a capital or a full stop."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import gc
 import json
 import os
@@ -55,6 +56,9 @@ class TestCase(unittest.TestCase):
     """A test in a folder of its own, after which the process has the descriptors that it had before."""
 
     def setUp(self) -> None:
+        # None waits for ever: one that hangs says where.
+        faulthandler.dump_traceback_later(SOON, exit=True)
+        self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self._unraisable: List[str] = []
         gc.collect()
         before = open_descriptors()
@@ -68,7 +72,7 @@ class TestCase(unittest.TestCase):
         gc.collect()
         sys.unraisablehook = hook
         self.assertEqual(self._unraisable, [])
-        self.assertEqual(open_descriptors() - before, set())
+        self.assertEqual(sorted(open_descriptors() - before), [])
 
     def daemon(self, *arguments: str) -> Daemon:
         daemon = Daemon(*arguments)
@@ -165,11 +169,16 @@ class Relay:
                     return self._cut(fds)
                 socket.send_fds(server, [data], fds)
                 _close(fds)
-                for _ in methods:
+                answers = 0
+                while answers < len(methods):
                     answer = _receive(server)
-                    if not answer or cuts:
-                        return self._cut(answer[1] if answer else [])
-                    socket.send_fds(client, [answer[0]], answer[1])
+                    if not answer:
+                        return
+                    answers += answer[0].count(b"\0")
+                    if cuts and answers == len(methods):
+                        return self._cut(answer[1])
+                    if not cuts:
+                        socket.send_fds(client, [answer[0]], answer[1])
                     _close(answer[1])
 
     def _cut(self, fds: List[int]) -> None:

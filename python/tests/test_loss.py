@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from typing import Callable, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+from kit import Daemon, Relay, TestCase, identity, names
 
 import fdstash
 from fdstash import Change, Gift, Reopening
-
-from kit import Daemon, Relay, TestCase, identity, names
 
 
 class Restarts(TestCase):
@@ -153,66 +154,54 @@ class LostReplies(TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.it = self.daemon()
-        self.direct = self.client(self.it)
         self.disk = self.file()
 
-    def lost(self, method: str, *, done: bool, ends: bool = False) -> fdstash.Client:
-        relay = Relay(self.it.socket, os.path.join(self.folder, "relay"), method, done=done, ends=ends)
-        self.addCleanup(relay.close)
-        stash = fdstash.Client.connect_to(os.path.join(self.folder, "relay"))
-        # Before the relay, which waits for its clients.
-        self.addCleanup(stash.disconnect)
-        self.addCleanup(lambda: self.assertEqual(relay.cuts, 1))
-        return stash
+    @contextlib.contextmanager
+    def lost(
+        self, method: str, *, done: bool, ends: bool = False
+    ) -> Iterator[Tuple[fdstash.Client, fdstash.Client]]:
+        """A client behind a relay, and one of the same daemon's that is not, which has entry "a"."""
+        it = Daemon()
+        path = os.path.join(self.folder, "relay")
+        relay = Relay(it.socket, path, method, done=done, ends=ends)
+        try:
+            with it.client() as direct:
+                direct.give([Gift("a", self.disk)])
+                with self.subTest(method, done=done), fdstash.Client.connect_to(path) as stash:
+                    yield stash, direct
+            self.assertEqual(relay.cuts, 1)
+        finally:
+            relay.close()
+            os.remove(path)
+            it.end()
 
     def test_a_give_is_done_once(self) -> None:
         for done in (False, True):
-            with self.subTest(done=done):
-                self.setUp()
-                stash = self.lost("Give", done=done)
+            with self.lost("Give", done=done) as (stash, direct):
+                stash.give([Gift("b", self.disk)], exclusive=True)
 
-                stash.give([Gift("a", self.disk)], exclusive=True)
-
-                self.assertEqual(self.direct.statistics().given, 1)
-                self.doCleanups()
+                self.assertEqual(direct.statistics().given, 2)
 
     def test_a_close_is_done_once(self) -> None:
         for done in (False, True):
-            with self.subTest(done=done):
-                self.setUp()
-                self.direct.give([Gift("a", self.disk)])
-                stash = self.lost("Close", done=done)
-
+            with self.lost("Close", done=done) as (stash, direct):
                 stash.close(["a"])
 
-                self.assertEqual(self.direct.statistics().closed, 1)
-                self.doCleanups()
+                self.assertEqual(direct.statistics().closed, 1)
 
     def test_a_take_is_done_once_wherever_it_is_cut(self) -> None:
         for method, done in [("Begin", False), ("Begin", True), ("Commit", False), ("Commit", True)]:
-            with self.subTest(method, done=done):
-                self.setUp()
-                self.direct.give([Gift("a", self.disk), Gift("b", self.disk)])
-                stash = self.lost(method, done=done)
+            with self.lost(method, done=done) as (stash, direct):
+                [taken] = stash.take(["a"])
 
-                taken = stash.take(["a", "b"])
-
-                for one in taken:
-                    self.assertEqual(identity(one), identity(self.disk))
-                    one.close()
-                self.assertEqual([it.name for it in taken], ["a", "b"])
-                self.assertEqual(stash.unconfirmed(), [])
-                self.assertEqual(self.direct.list(), [])
-                self.assertEqual(self.direct.statistics().taken, 2)
-                self.doCleanups()
+                with taken:
+                    self.assertEqual(identity(taken), identity(self.disk))
+                self.assertEqual((stash.unconfirmed(), direct.list()), ([], []))
+                self.assertEqual(direct.statistics().taken, 1)
 
     def test_a_callers_own_commit_is_told_of(self) -> None:
         for done in (False, True):
-            with self.subTest(done=done):
-                self.setUp()
-                self.direct.give([Gift("a", self.disk)])
-                stash = self.lost("Commit", done=done)
+            with self.lost("Commit", done=done) as (stash, direct):
                 raised: Optional[fdstash.ConnectionLost] = None
                 try:
                     with stash.transaction() as transaction:
@@ -222,43 +211,32 @@ class LostReplies(TestCase):
 
                 # What was not committed only the caller can do anew.
                 self.assertEqual(raised is None, done)
-                self.assertEqual(self.direct.list() == [], done)
+                self.assertEqual(direct.list() == [], done)
                 self.assertFalse(raised and raised.may_be_done)
-                self.doCleanups()
 
     def test_transact_does_anew_what_was_not_committed_and_only_that(self) -> None:
         for done in (False, True):
-            with self.subTest(done=done):
-                self.setUp()
-                self.direct.give([Gift("a", self.disk)])
-                stash = self.lost("Commit", done=done)
-                rounds = 0
+            rounds: List[fdstash.Handed] = []
 
-                def act(transaction: fdstash.Transaction) -> fdstash.Handed:
-                    nonlocal rounds
-                    rounds += 1
-                    return transaction.take(["a"])[0]
+            def act(transaction: fdstash.Transaction, rounds: Any = rounds) -> fdstash.Handed:
+                rounds += transaction.take(["a"])
+                handed: fdstash.Handed = rounds[-1]
+                return handed
 
+            with self.lost("Commit", done=done) as (stash, direct):
                 with stash.transact(act) as taken:
                     self.assertEqual(identity(taken), identity(self.disk))
 
-                self.assertEqual(rounds, 1 if done else 2)
-                self.assertEqual(self.direct.statistics().taken, 1)
-                self.doCleanups()
+                self.assertEqual(len(rounds), 1 if done else 2)
+                self.assertEqual(direct.statistics().taken, 1)
 
     def test_what_nobody_can_confirm_is_not_lost(self) -> None:
-        def take(stash: fdstash.Client) -> object:
-            return stash.take(["a"])
-
-        def transact(stash: fdstash.Client) -> object:
-            return stash.transact(lambda transaction: transaction.take(["a"]))
-
-        for act in (take, transact):
-            with self.subTest(act.__name__):
-                self.setUp()
-                self.direct.give([Gift("a", self.disk)])
-                stash = self.lost("Commit", done=True, ends=True)
-
+        acts: List[Callable[[fdstash.Client], object]] = [
+            lambda stash: stash.take(["a"]),
+            lambda stash: stash.transact(lambda transaction: transaction.take(["a"])),
+        ]
+        for act in acts:
+            with self.lost("Commit", done=True, ends=True) as (stash, direct):
                 with self.assertRaises(fdstash.ConnectionLost) as caught:
                     act(stash)
 
@@ -267,14 +245,11 @@ class LostReplies(TestCase):
                 [kept] = stash.unconfirmed()
                 with kept:
                     self.assertEqual((kept.name, identity(kept)), ("a", identity(self.disk)))
-                self.assertEqual(self.direct.list(), [])
-                self.doCleanups()
+                self.assertEqual(direct.list(), [])
 
     def test_a_list_that_is_cut_is_asked_for_again(self) -> None:
-        self.direct.give([Gift("a", self.disk)])
-        stash = self.lost("List", done=True)
-
-        self.assertEqual(names(stash.list()), ["a"])
+        with self.lost("List", done=True) as (stash, _):
+            self.assertEqual(names(stash.list()), ["a"])
 
 
 class Daemons(TestCase):

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from typing import Callable
+
+from kit import TestCase, identity, names, wait_until
 
 import fdstash
 from fdstash import Gift
-
-from kit import TestCase, identity, names, wait_until
 
 
 class Processes(TestCase):
@@ -31,6 +32,8 @@ class Processes(TestCase):
             try:
                 act()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         return pid
@@ -63,16 +66,21 @@ class Processes(TestCase):
         self.assertEqual(names(self.stash.list()), ["a"])
 
     def test_a_forked_child_has_a_connection_of_its_own(self) -> None:
-        before = self.stash.list()
-
         def act() -> None:
-            assert self.stash.list() == before
-            self.stash.give([Gift("b", self.disk)])
+            assert "a" in names(self.stash.list())
+            self.stash.give([Gift(str(os.getpid()), self.disk, ephemeral=True)])
+            self.stash.take(["b"], wait=10)[0].close()
 
-        for _ in range(3):
-            self.ends_well(self.child(act))
+        children = [self.child(act) for _ in range(3)]
+        wait_until(lambda: len(self.stash.list()) == 4)
+        for _ in children:
+            self.stash.give([Gift("b", self.disk)], exclusive=True)
+            wait_until(lambda: "b" not in names(self.stash.list()))
+        for child in children:
+            self.ends_well(child)
 
-        self.assertEqual(names(self.stash.list()), ["a", "b"])
+        # A process's connection ends with it.
+        wait_until(lambda: names(self.stash.list()) == ["a"])
 
     def test_a_forked_child_leaves_its_parents_transaction_alone(self) -> None:
         def act() -> None:
@@ -98,10 +106,13 @@ class Processes(TestCase):
     def test_a_childs_life_does_not_prolong_its_parents_transaction(self) -> None:
         # Which has a child that lives on, and dies itself.
         ready, done = os.pipe()
-        child = self.child(
-            lambda: self.stash.transaction().__enter__().take(["a"])
-            and (self.child(lambda: os.read(ready, 1)), os.kill(os.getpid(), signal.SIGKILL))
-        )
+
+        def act() -> None:
+            self.stash.transaction().__enter__().take(["a"])
+            self.child(lambda: os.read(ready, 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        child = self.child(act)
         self.assertEqual(os.waitpid(child, 0)[1], signal.SIGKILL)
 
         with self.it.client() as other:
