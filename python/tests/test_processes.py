@@ -107,20 +107,24 @@ class Processes(TestCase):
         # Which has a child that lives on, and dies itself.
         ready, done = os.pipe()
 
+        def live_on() -> None:
+            os.close(done)
+            os.read(ready, 1)
+
         def act() -> None:
             self.stash.transaction().__enter__().take(["a"])
-            self.child(lambda: os.read(ready, 1))
+            self.child(live_on)
             os.kill(os.getpid(), signal.SIGKILL)
 
         child = self.child(act)
         self.assertEqual(os.waitpid(child, 0)[1], signal.SIGKILL)
 
-        with self.it.client() as other:
-            [taken] = other.take(["a"], wait=10)
-
-        taken.close()
-        os.close(done)
-        os.close(ready)
+        try:
+            with self.it.client() as other:
+                other.take(["a"], wait=5)[0].close()
+        finally:
+            os.close(done)
+            os.close(ready)
 
     def test_an_executed_program_inherits_nothing(self) -> None:
         with self.stash.copy(["a"])[0] as copy:
