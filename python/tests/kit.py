@@ -57,7 +57,7 @@ class TestCase(unittest.TestCase):
 
     def setUp(self) -> None:
         # None waits for ever: one that hangs says where.
-        faulthandler.dump_traceback_later(SOON, exit=True)
+        faulthandler.dump_traceback_later(6 * SOON, exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self._unraisable: List[str] = []
         gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,26 @@ stash.take(["a"])
         [taken] = self.stash.take(["a"], wait=10)
         with taken:
             self.assertEqual(identity(taken), identity(self.disk))
+
+    def test_a_connect_that_a_signal_interrupts_is_tried_again(self) -> None:
+        path = os.path.join(self.folder, "full")
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+            listener.bind(path)
+            listener.listen(0)
+            first.connect(path)
+            accepted = []
+            before = signal.signal(signal.SIGALRM, lambda *_: accepted.append(listener.accept()[0]))
+            self.addCleanup(signal.signal, signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+            with fdstash.Client.connect_to(path) as stash:
+                second = listener.accept()[0]
+                assert stash._core._connection is not None
+                peer = stash._core._connection._transport.socket.getpeername()
+
+            for connection in [*accepted, second]:
+                connection.close()
+        self.assertEqual((len(accepted), peer), (1, path))
 
     def test_an_interrupted_call_leaves_nothing_half_done(self) -> None:
         def interrupt(*_: object) -> None:
