@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Set, Tuple
 
 import fdstash
 
-SOON = 10.0
+SOON = 30.0
 
 
 class Daemon:
@@ -57,7 +57,7 @@ class TestCase(unittest.TestCase):
 
     def setUp(self) -> None:
         # None waits for ever: one that hangs says where.
-        faulthandler.dump_traceback_later(6 * SOON, exit=True)
+        faulthandler.dump_traceback_later(4 * SOON, exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self._unraisable: List[str] = []
         gc.collect()
