@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use fdstash_proto::{Access, Flags, Kind, Labels, Name, Peer, Share};
+use fdstash_proto::{Access, Flags, Kind, Name, Peer};
 use fdstash_stash::{
     Facts,
     mirror::{BUNDLE_ENTRIES, MESSAGE_ENTRIES},
@@ -508,8 +508,7 @@ fn details(id: u64) -> Arc<Details> {
         expiry: None,
         ephemeral_of: None,
         close_on_hangup: false,
-        share: Share::default(),
-        labels: Labels::default(),
+        notes: None,
         revision: id,
     })
 }

@@ -31,12 +31,32 @@ pub struct Details {
     pub ephemeral_of: Option<ConnectionId>,
     /// Whether it is closed when it polls as hung up.
     pub close_on_hangup: bool,
+    /// Who else may use it, and free notes; most have none.
+    pub notes: Option<Box<Notes>>,
+    /// The revision of the stash that it came with.
+    pub revision: u64,
+}
+
+/// What the giver of an entry says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes {
     /// Who else may use it.
     pub share: Share,
     /// Free notes.
     pub labels: Labels,
-    /// The revision of the stash that it came with.
-    pub revision: u64,
+}
+
+/// What most say.
+static NO_NOTES: Notes =
+    Notes { share: Share { uids: Vec::new(), gids: Vec::new() }, labels: Labels::new() };
+
+impl Notes {
+    /// The notes, if they say something.
+    #[must_use]
+    pub fn new(share: Share, labels: Labels) -> Option<Box<Self>> {
+        let notes = Self { share, labels };
+        (notes != NO_NOTES).then(|| Box::new(notes))
+    }
 }
 
 /// When an entry expires.
@@ -69,7 +89,7 @@ pub(crate) struct Slot<F> {
     /// What everybody sees.
     pub(crate) kept: Option<Kept<F>>,
     /// Who alone may touch the name for now.
-    pub(crate) hold: Option<Hold<F>>,
+    pub(crate) hold: Option<Box<Hold<F>>>,
     /// Why it goes as soon as nobody holds it any more.
     pub(crate) doom: Option<Change>,
 }
@@ -122,13 +142,13 @@ impl<F> Slot<F> {
 
     /// Whether a connection has staged something that shall be kept here.
     pub(crate) fn has_staged(&self, by: ConnectionId) -> bool {
-        let hold = self.hold.as_ref().filter(|hold| hold.by == by);
+        let hold = self.hold.as_deref().filter(|hold| hold.by == by);
         hold.is_some_and(|hold| matches!(hold.then, Then::New(..)))
     }
 
     /// What a connection sees here: its own staging, and otherwise what everybody sees.
     pub(crate) fn view(&self, of: ConnectionId) -> Option<&Kept<F>> {
-        match &self.hold {
+        match self.hold.as_deref() {
             Some(hold) if hold.by == of => match &hold.then {
                 Then::Same => self.kept.as_ref(),
                 Then::Gone(_) => None,
@@ -140,7 +160,7 @@ impl<F> Slot<F> {
 
     /// What is kept here and what is staged, for telling who may know of the name.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Kept<F>> {
-        let staged = match &self.hold {
+        let staged = match self.hold.as_deref() {
             Some(Hold { then: Then::New(kept, _), .. }) => Some(kept),
             Some(Hold { then: Then::Same | Then::Gone(_), .. }) | None => None,
         };
@@ -149,6 +169,12 @@ impl<F> Slot<F> {
 }
 
 impl Details {
+    /// What its giver says of it.
+    #[must_use]
+    pub fn notes(&self) -> &Notes {
+        self.notes.as_deref().unwrap_or(&NO_NOTES)
+    }
+
     /// The entry as List and Watch show it; which flags have drifted, only the kernel knows.
     pub(crate) fn show(&self, held_by: Option<Peer>) -> Entry {
         Entry {
@@ -170,7 +196,7 @@ impl Details {
                 .map(|usec| usec.min(i64::MAX.unsigned_abs())),
             revision: self.revision,
             held_by,
-            labels: self.labels.clone(),
+            labels: self.notes().labels.clone(),
         }
     }
 }

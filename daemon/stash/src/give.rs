@@ -5,8 +5,8 @@ use std::sync::Arc;
 use fdstash_proto::{Change, Clash, Gift, Kind, Peer, Refusal, Reply};
 
 use crate::{
-    ConnectionId, Details, Effects, Facts, Inspected, Kept, Now, Opening, Stash, UNMAPPED, Usage,
-    Verb, Verdict,
+    ConnectionId, Details, Effects, Facts, Inspected, Kept, Notes, Now, Opening, Stash, UNMAPPED,
+    Usage, Verb, Verdict,
     entry::{Expiry, Slot, Then},
     judge,
     opening::{Needed, Purpose},
@@ -203,8 +203,7 @@ impl<F> Stash<F> {
             expiry,
             ephemeral_of: gift.ephemeral.then_some(by),
             close_on_hangup: gift.close_on_hangup,
-            share: gift.share,
-            labels: gift.labels,
+            notes: Notes::new(gift.share, gift.labels),
             revision: 0,
         };
         Kept { fd, details: Arc::new(details) }

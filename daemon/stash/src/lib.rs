@@ -40,7 +40,7 @@ mod weight;
 
 pub use bytes::Unreadable;
 pub use effect::{Effect, Effects, Record};
-pub use entry::{Details, EntryId, Expiry, Kept};
+pub use entry::{Details, EntryId, Expiry, Kept, Notes};
 pub use facts::{Facts, Inspected, Now};
 pub use fdstash_proto::{Reason, Verb, Verdict};
 pub use lookup::Listed;

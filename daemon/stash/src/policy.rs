@@ -165,8 +165,9 @@ fn granted(who: &Who, entry: Option<&Details>) -> Option<Reason> {
     if who.is_user(entry.giver.uid) {
         return Some(Reason::Giver);
     }
-    let is_shared = entry.share.uids.iter().any(|uid| who.is_user(*uid))
-        || entry.share.gids.iter().any(|gid| who.is_in(*gid));
+    let share = &entry.notes().share;
+    let is_shared = share.uids.iter().any(|uid| who.is_user(*uid))
+        || share.gids.iter().any(|gid| who.is_in(*gid));
     is_shared.then_some(Reason::Share)
 }
 

@@ -12,7 +12,7 @@ use fdstash_proto::{
 };
 
 use crate::{
-    ConnectionId, Details, Done, EntryId, Facts, Kept, Record,
+    ConnectionId, Details, Done, EntryId, Facts, Kept, Notes, Record,
     bytes::{Reader, Unreadable, Writer},
     entry::Expiry,
 };
@@ -219,12 +219,13 @@ fn write_details(details: &Details, to: &mut Writer<'_>) {
         to.number(connection.0);
     }
     to.flag(details.close_on_hangup);
-    for ids in [&details.share.uids, &details.share.gids] {
+    let Notes { share, labels } = details.notes();
+    for ids in [&share.uids, &share.gids] {
         to.count(ids.len());
         ids.iter().for_each(|id| to.number((*id).into()));
     }
-    to.count(details.labels.len());
-    for (key, note) in &details.labels {
+    to.count(labels.len());
+    for (key, note) in labels {
         to.text(key);
         to.text(note);
     }
@@ -258,9 +259,13 @@ fn read_details(from: &mut Reader<'_>) -> Result<Details, Unreadable> {
             .maybe(|from| Ok(Expiry { after_usec: from.number()?, boot_usec: from.number()? }))?,
         ephemeral_of: from.maybe(|from| from.number().map(ConnectionId))?,
         close_on_hangup: from.flag()?,
-        share: Share { uids: from.several(Reader::u32)?, gids: from.several(Reader::u32)? },
-        labels: read_labels(from)?,
+        notes: read_notes(from)?,
     })
+}
+
+fn read_notes(from: &mut Reader<'_>) -> Result<Option<Box<Notes>>, Unreadable> {
+    let share = Share { uids: from.several(Reader::u32)?, gids: from.several(Reader::u32)? };
+    Ok(Notes::new(share, read_labels(from)?))
 }
 
 fn read_labels(from: &mut Reader<'_>) -> Result<Labels, Unreadable> {

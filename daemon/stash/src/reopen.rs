@@ -153,7 +153,7 @@ pub(crate) fn denied(name: &Name, verb: Verb) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use fdstash_proto::{Labels, Peer, Share};
+    use fdstash_proto::Peer;
 
     use super::*;
     use crate::EntryId;
@@ -389,8 +389,7 @@ mod tests {
             expiry: None,
             ephemeral_of: None,
             close_on_hangup: false,
-            share: Share::default(),
-            labels: Labels::new(),
+            notes: None,
             revision: 1,
         }
     }

@@ -76,7 +76,7 @@ impl<F> Stash<F> {
         if let Some(client) = client {
             client.holds.insert(name.clone());
         }
-        slot.hold = Some(Hold { by, uid, then: Then::Same });
+        slot.hold = Some(Box::new(Hold { by, uid, then: Then::Same }));
         if slot.kept.is_none() {
             self.charge_bare_name(by);
         }
@@ -330,7 +330,8 @@ impl<F> Stash<F> {
             if slot.hold.is_some() {
                 slot.doom.get_or_insert(change);
             } else {
-                slot.hold = Some(Hold { by: ITSELF, uid: None, then: Then::Gone(change) });
+                let then = Then::Gone(change);
+                slot.hold = Some(Box::new(Hold { by: ITSELF, uid: None, then }));
                 names.push(name);
             }
         }

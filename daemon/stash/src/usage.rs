@@ -6,7 +6,7 @@
 use fdstash_proto::{Labels, Name, Refusal, Share};
 
 use crate::{
-    ConnectionId, Details, Limits, Stash, Who,
+    ConnectionId, Details, Limits, Notes, Stash, Who,
     entry::{Hold, Slot, Then},
     quota::limit_exceeded,
     stash::Client,
@@ -301,7 +301,7 @@ impl<F> Stash<F> {
 impl<F> Slot<F> {
     /// What stands here, as far as it counts.
     pub(crate) fn standing(&self) -> Standing {
-        let staged = match &self.hold {
+        let staged = match self.hold.as_deref() {
             Some(Hold { then: Then::New(kept, _), .. }) => Some(kept),
             Some(Hold { then: Then::Same | Then::Gone(_), .. }) | None => None,
         };
@@ -315,7 +315,8 @@ impl<F> Slot<F> {
 
 impl Details {
     fn counted(&self) -> Counted {
-        let label_bytes = label_bytes(&self.labels, &self.share) as u64;
+        let Notes { share, labels } = self.notes();
+        let label_bytes = label_bytes(labels, share) as u64;
         Counted { uid: self.giver.uid, label_bytes }
     }
 }

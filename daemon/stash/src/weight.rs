@@ -3,7 +3,7 @@
 
 use fdstash_proto::{Call, Gift, Labels, Name, Reopening, Share};
 
-use crate::{Details, Done, Facts, Inspected, Stash};
+use crate::{Details, Done, Facts, Inspected, Notes, Stash};
 
 /// Room for everything in an entry that has a bound of its own: fifteen numbers of at most ten bytes,
 /// some of one, the frame around its line, and the ticket of the call that gave it.
@@ -36,7 +36,8 @@ impl Details {
     /// How many bytes it takes at most to write them down.
     #[must_use]
     pub fn weight(&self) -> usize {
-        weight(&self.name, &self.facts, &self.share, &self.labels)
+        let Notes { share, labels } = self.notes();
+        weight(&self.name, &self.facts, share, labels)
     }
 }
 

@@ -9,7 +9,7 @@ use fdstash_proto::{
 };
 use fdstash_stash::{
     Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Expiry, Facts,
-    Kept, Limits, Line, Number, Record, Replay, Stash, Unreadable, write_handover,
+    Kept, Limits, Line, Notes, Number, Record, Replay, Stash, Unreadable, write_handover,
 };
 use proptest::{collection, prelude::*, sample::Index};
 
@@ -222,8 +222,7 @@ fn any_details() -> impl Strategy<Value = Details> {
             expiry: expiry.map(|(after_usec, boot_usec)| Expiry { after_usec, boot_usec }),
             ephemeral_of: of.map(ConnectionId),
             close_on_hangup: gift.close_on_hangup,
-            share: gift.share,
-            labels: entry.labels,
+            notes: Notes::new(gift.share, entry.labels),
             revision,
         },
     )
@@ -310,8 +309,10 @@ fn details() -> Details {
         expiry: Some(Expiry { after_usec: 5_000_000, boot_usec: 77_000_000 }),
         ephemeral_of: Some(ConnectionId(9)),
         close_on_hangup: true,
-        share: Share { uids: vec![0, 1001], gids: vec![u32::MAX] },
-        labels: Labels::from([("vm".into(), "seven".into()), ("empty".into(), String::new())]),
+        notes: Notes::new(
+            Share { uids: vec![0, 1001], gids: vec![u32::MAX] },
+            Labels::from([("vm".into(), "seven".into()), ("empty".into(), String::new())]),
+        ),
         revision: 1 << 40,
     }
 }
@@ -335,8 +336,7 @@ fn plain() -> Details {
         expiry: None,
         ephemeral_of: None,
         close_on_hangup: false,
-        share: Share::default(),
-        labels: Labels::new(),
+        notes: None,
         revision: 0,
     }
 }

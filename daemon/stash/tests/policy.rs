@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use fdstash_proto::{Access, Flags, Kind, Labels, Name, Pattern, Peer, Share};
 use fdstash_stash::{
-    Allow, Details, EntryId, Facts, Origin, Reason, Reserve, Rules, UNMAPPED, Verb, Verdict, Who,
-    Whom, explain, judge,
+    Allow, Details, EntryId, Facts, Notes, Origin, Reason, Reserve, Rules, UNMAPPED, Verb, Verdict,
+    Who, Whom, explain, judge,
 };
 
 use Verb::{Close, Copy, Give, List, Reopen, ReopenByPath, Take};
@@ -189,8 +189,7 @@ fn entry_of(uid: u32, share: Share) -> Details {
         expiry: None,
         ephemeral_of: None,
         close_on_hangup: false,
-        share,
-        labels: Labels::new(),
+        notes: Notes::new(share, Labels::new()),
         revision: 1,
     }
 }
