@@ -1,5 +1,6 @@
 //! Holding names, staging what shall become of them, and settling or releasing them: how a call,
-//! and any number of calls in a transaction, are all or nothing.
+//! and any number of calls in a transaction, are all or nothing. It is one file, since all of it has to keep
+//! the same counts.
 
 use std::{collections::btree_map, sync::Arc};
 
