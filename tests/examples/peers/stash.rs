@@ -242,21 +242,24 @@ pub(crate) fn told_or_none(bytes: io::Result<f64>) -> Option<f64> {
     bytes.inspect_err(|error| kit::skipped(&format!("memory is told to root: {error}"))).ok()
 }
 
-/// How much memory processes take, in bytes: of pages that several have their share, and what stands in
-/// memory files, which need not be mapped, once.
+/// How much memory processes take, in bytes: of pages that several have their share; and what stands in
+/// memory files once, whoever has mapped it.
 pub(crate) fn memory(processes: &[Pid]) -> io::Result<u64> {
     let mut files = BTreeMap::new();
     let mut pages = 0;
     for process in processes {
         let folder = format!("/proc/{}", process.as_raw_pid());
         let rollup = fs::read_to_string(format!("{folder}/smaps_rollup"))?;
-        let shares = rollup.lines().filter_map(|line| line.strip_prefix("Pss:"));
+        let own = |line: &&str| line.starts_with("Pss_Anon:") || line.starts_with("Pss_File:");
+        let shares = rollup.lines().filter(own).filter_map(|line| line.split_once(':'));
         let kilobytes =
-            shares.filter_map(|share| share.split_whitespace().next()?.parse::<u64>().ok());
+            shares.filter_map(|(_, share)| share.split_whitespace().next()?.parse::<u64>().ok());
         pages += kilobytes.sum::<u64>() << 10;
         for fd in fs::read_dir(format!("{folder}/fd"))? {
             let path = fd?.path();
-            if fs::read_link(&path)?.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
+            // What is closed meanwhile is none of them.
+            let Ok(target) = fs::read_link(&path) else { continue };
+            if target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
                 let file = fs::metadata(&path)?;
                 files.insert((file.dev(), file.ino()), file.blocks() * 512);
             }
