@@ -289,7 +289,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What `act` fails with, or any [`Error`] of the commit.
+    /// What `act` fails with, or any [`Error`] of the commit. With [`Error::ConnectionLost`] that may be
+    /// done, what `act` returned is dropped, and may be the last of what it took: who takes in it, keeps what
+    /// arrives in a variable of its own.
     pub async fn transact<T>(
         &mut self,
         mut act: impl AsyncFnMut(&mut Transaction<'_>) -> Result<T, Error>,
