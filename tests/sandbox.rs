@@ -1,5 +1,6 @@
 //! What nobody gets out of the daemon's own processes, and what the daemon cannot be made to do: they are
-//! closed to others of their user, and what they have for themselves is not kept for anybody.
+//! closed to others of their user, and what they have for themselves is not kept for anybody. It is one file with
+//! the service manager that shows what the daemon stores.
 
 use std::{
     fs::{self, File},
