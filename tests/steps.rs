@@ -93,7 +93,7 @@ fn the_daemon_makes_the_same_system_calls_however_much_there_is() {
     let same = calls().into_iter().zip(few.iter().zip(&many));
     for ((method, parameters, _), (few, many)) in same {
         println!("{method} {parameters}: {few} and {many} system calls");
-        assert!(*few > 3, "{method} {parameters} was not counted: {few}");
+        assert!(*few >= 3, "{method} {parameters} was not counted: {few}");
         assert!(
             *many <= few + CHANCE,
             "{method} {parameters}: {few} system calls, and then {many}"

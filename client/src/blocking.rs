@@ -33,10 +33,6 @@ use fdstash_proto::{
     Taking, Verb,
     socket::{self, Received},
 };
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::retry_on_intr,
-};
 
 use crate::{
     Error, Outcome, Pipeline,
@@ -375,8 +371,7 @@ impl Transport for Blocking {
     }
 
     async fn receive(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
-        // A read that waits is woken when the daemon takes what was sent, too: to look, and wait on.
-        retry_on_intr(|| poll(&mut [PollFd::new(&self.0, PollFlags::IN)], None))?;
+        socket::wait(&self.0)?;
         socket::receive(&self.0, buffer, fds)
     }
 

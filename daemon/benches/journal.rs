@@ -8,7 +8,7 @@ mod journal;
 #[path = "../src/mapped.rs"]
 mod mapped;
 #[path = "../src/steps.rs"]
-#[allow(dead_code, reason = "the daemon's own, of which this needs a part")]
+#[allow(dead_code, unused_imports, reason = "the daemon's own, of which this needs a part")]
 mod steps;
 
 use std::hint::black_box;

@@ -107,7 +107,7 @@ struct Most {
     user_connections: Option<u32>,
 
     /// The most bytes that the labels and share lists of a user's entries may have
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     user_label_bytes: u32,
 
     /// The most names for which a user's calls may wait

@@ -11,9 +11,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg,
-    send as send_bytes,
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg,
+        send as send_bytes,
+    },
 };
 use sendfd::SendWithFd;
 
@@ -59,6 +62,18 @@ pub fn receive(
         return Ok(Received::Truncated(message.bytes));
     }
     Ok(if message.bytes == 0 { Received::End } else { Received::Bytes(message.bytes) })
+}
+
+/// Waits until something can be read, be it the end. A read that waits by itself is woken as well when the
+/// other side takes what was sent to it: to find nothing, and wait on.
+///
+/// # Errors
+///
+/// What `poll` fails with; an interrupted one is tried again.
+pub fn wait(socket: impl AsFd) -> io::Result<()> {
+    let mut ask = [PollFd::new(&socket, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut ask, None))?;
+    Ok(())
 }
 
 /// Reads once into `buffer`, if no descriptors come with what stands there; else nothing is read, and

@@ -112,6 +112,15 @@ pub(crate) enum Then<F> {
     New(Kept<F>, Change),
 }
 
+/// What has become of a name.
+pub(crate) struct Became<F> {
+    pub(crate) change: Change,
+    /// What is kept there from now on, if that is something new.
+    pub(crate) came: Option<Kept<F>>,
+    /// What was, and is no longer.
+    pub(crate) went: Option<Kept<F>>,
+}
+
 impl<F> Hold<F> {
     /// Stages what becomes of the name, and hands back what was staged before.
     pub(crate) fn stage(&mut self, then: Then<F>) -> Option<Kept<F>> {
@@ -134,6 +143,30 @@ impl<F> Hold<F> {
 impl<F> Slot<F> {
     pub(crate) fn empty() -> Self {
         Self { kept: None, hold: None, doom: None }
+    }
+
+    /// Has become of the name what shall, with this revision.
+    pub(crate) fn settle(&mut self, then: Then<F>, revision: u64) -> Became<F> {
+        match then {
+            Then::Same => Became { change: Change::Reopened, came: None, went: None },
+            Then::Gone(change) => {
+                self.doom = None;
+                Became { change, came: None, went: self.kept.take() }
+            }
+            Then::New(mut kept, staged) => {
+                Arc::make_mut(&mut kept.details).revision = revision;
+                let change = match (staged, &self.kept) {
+                    (Change::Reopened, Some(_)) => Change::Reopened,
+                    (_, Some(_)) => Change::Replaced,
+                    (_, None) => Change::Given,
+                };
+                if change != Change::Reopened {
+                    self.doom = None;
+                }
+                let went = self.kept.replace(kept.clone());
+                Became { change, came: Some(kept), went }
+            }
+        }
     }
 
     pub(crate) fn held_by(&self) -> Option<ConnectionId> {

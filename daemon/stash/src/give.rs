@@ -52,6 +52,9 @@ impl<F> Stash<F> {
                 return self.refuse(by, refusal, unwanted, effects);
             }
         };
+        if openings.is_empty() && !self.client(by).is_ok_and(Client::in_transaction) {
+            return self.keep_at_once(by, gifts, each, now, effects);
+        }
         let accepted: Vec<_> = gifts
             .into_iter()
             .zip(each)
@@ -144,7 +147,30 @@ impl<F> Stash<F> {
         Ok(Needed { places, quota })
     }
 
-    /// The rest of a Give, which cannot fail.
+    /// The rest of a Give that is no part of a transaction and waits for no file.
+    fn keep_at_once(
+        &mut self,
+        by: ConnectionId,
+        gifts: Vec<Gift<Inspected<Arc<F>>>>,
+        each: Vec<(bool, Option<usize>)>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let mut replaced = Vec::new();
+        let mut changes = Vec::with_capacity(gifts.len());
+        for (gift, (replaces, _)) in gifts.into_iter().zip(each) {
+            let name = gift.name.clone();
+            let change = if replaces { Change::Replaced } else { Change::Given };
+            if replaces {
+                replaced.push(name.clone());
+            }
+            let kept = self.entry_of(by, gift, None, now, &mut Vec::new());
+            changes.push((name, Then::New(kept, change)));
+        }
+        self.settle_free(by, changes, Some(Reply::Given { replaced }), now, effects);
+    }
+
+    /// The rest of any other Give, which cannot fail.
     pub(crate) fn keep_gifts(
         &mut self,
         by: ConnectionId,

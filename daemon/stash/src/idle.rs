@@ -186,15 +186,10 @@ impl<F> Stash<F> {
 
     fn idle_since(&mut self, by: ConnectionId, since_usec: u64) {
         self.stop_idling(by);
-        let Some(most) = self.clients.get(&by).map(|client| self.quota_of(&client.who).idle_usec)
-        else {
-            return;
-        };
+        let client = self.clients.get(&by).filter(|client| client.in_transaction());
+        let Some(most) = client.map(|client| self.quota_of(&client.who).idle_usec) else { return };
         let until_usec = since_usec.checked_add(most).filter(|usec| *usec < u64::MAX);
-        let Some(client) = self.clients.get_mut(&by).filter(|client| client.in_transaction())
-        else {
-            return;
-        };
+        let Some(client) = self.clients.get_mut(&by) else { return };
         client.transaction = Transaction::Open(Idle::Between(since_usec, until_usec));
         if let Some(until_usec) = until_usec {
             self.due.insert((until_usec, Due::Idle(by)), None);

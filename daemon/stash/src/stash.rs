@@ -296,11 +296,16 @@ impl<F> Stash<F> {
         if let Err(refusal) = checked.and_then(|()| self.check_names(by, &names)) {
             return self.refuse(by, refusal, Vec::new(), effects);
         }
+        let gone = || Then::Gone(Change::Closed);
+        if !self.client(by).is_ok_and(Client::in_transaction) {
+            let changes = names.into_iter().map(|name| (name, gone())).collect();
+            return self.settle_free(by, changes, Some(Reply::Done), now, effects);
+        }
         for name in &names {
             self.hold(by, name);
-            self.stage(by, name, Then::Gone(Change::Closed), effects);
+            self.stage(by, name, gone(), effects);
         }
-        self.finish(by, names, Reply::Done, now, effects);
+        answer(by, Ok(Reply::Done), effects);
     }
 
     pub(crate) fn refuse(

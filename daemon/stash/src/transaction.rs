@@ -1,13 +1,14 @@
 //! Holding names, staging what shall become of them, and settling or releasing them: how a call,
-//! and any number of calls in a transaction, are all or nothing.
+//! and any number of calls in a transaction, are all or nothing. It is one file, since all of it has to keep
+//! the same counts.
 
-use std::sync::Arc;
+use std::{collections::btree_map, sync::Arc};
 
 use fdstash_proto::{Change, Entry, Name, Reply};
 
 use crate::{
     ConnectionId, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
-    entry::{Hold, Slot, Then},
+    entry::{Became, Hold, Slot, Then},
     judge,
     opening::Purpose,
     stash::{answer, close_all},
@@ -54,6 +55,18 @@ struct Settled<F> {
     polled: Vec<(EntryId, Arc<F>)>,
     closed: Vec<Arc<F>>,
     changed: Vec<Changed<F>>,
+}
+
+impl<F> Settled<F> {
+    fn new(names: usize) -> Self {
+        Self {
+            record: Record { put: Vec::new(), gone: Vec::new(), done: None },
+            unpolled: Vec::new(),
+            polled: Vec::new(),
+            closed: Vec::new(),
+            changed: Vec::with_capacity(names),
+        }
+    }
 }
 
 /// A change that watchers are told of.
@@ -137,21 +150,45 @@ impl<F> Stash<F> {
         effects: &mut Effects<F>,
     ) {
         let revision = self.revision + 1;
-        let mut settled = Settled {
-            record: Record { put: Vec::new(), gone: Vec::new(), done: None },
-            unpolled: Vec::new(),
-            polled: Vec::new(),
-            closed: Vec::new(),
-            changed: Vec::new(),
-        };
+        let mut settled = Settled::new(names.len());
         for name in &names {
             self.settle_one(by, name, revision, &mut settled);
         }
+        self.conclude(by, settled, reply, now, effects);
+        self.set_free(names, effects, now);
+    }
+
+    /// Makes final, at once, what becomes of names that nobody holds.
+    pub(crate) fn settle_free(
+        &mut self,
+        by: ConnectionId,
+        changes: Vec<(Name, Then<F>)>,
+        reply: Option<Reply<Arc<F>>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
+        let revision = self.revision + 1;
+        let mut settled = Settled::new(changes.len());
+        let mut names = Vec::with_capacity(changes.len());
+        for (name, then) in changes {
+            names.push(name.clone());
+            self.settle_free_one(name, then, revision, &mut settled);
+        }
+        self.conclude(by, settled, reply, now, effects);
+        self.wake(&names, effects, now);
+    }
+
+    fn conclude(
+        &mut self,
+        by: ConnectionId,
+        settled: Settled<F>,
+        reply: Option<Reply<Arc<F>>>,
+        now: Now,
+        effects: &mut Effects<F>,
+    ) {
         let Settled { mut record, unpolled, polled, closed, changed } = settled;
         let changes = !record.put.is_empty() || !record.gone.is_empty();
-        if changes {
-            self.revision = revision;
-        }
+        self.revision += u64::from(changes);
         record.done = reply.as_ref().and_then(|reply| self.note_done(by, reply, now));
         if changes || record.done.is_some() {
             effects.push(Effect::Record(record));
@@ -165,7 +202,6 @@ impl<F> Stash<F> {
         for changed in changed {
             self.tell(changed, effects);
         }
-        self.set_free(names, effects, now);
     }
 
     fn settle_one(
@@ -180,41 +216,55 @@ impl<F> Stash<F> {
         };
         let before = slot.standing();
         let Some(hold) = slot.hold.take() else { return };
-        match hold.then {
-            Then::Same => {
-                let after = slot.standing();
-                self.recount(before, after);
-            }
-            Then::Gone(change) => {
-                slot.doom = None;
-                let old = slot.kept.take();
-                self.recount(before, Standing::default());
-                if let Some(old) = old {
-                    self.end_entry(old, change, None, settled);
-                }
-            }
-            Then::New(mut kept, staged) => {
-                Arc::make_mut(&mut kept.details).revision = revision;
-                let change = match (staged, &slot.kept) {
-                    (Change::Reopened, Some(_)) => Change::Reopened,
-                    (_, Some(_)) => Change::Replaced,
-                    (_, None) => Change::Given,
-                };
-                if change != Change::Reopened {
-                    slot.doom = None;
-                }
-                let old = slot.kept.replace(kept.clone());
-                let after = slot.standing();
-                self.recount(before, after);
-                let instead = Arc::clone(&kept.details);
-                self.begin_entry(kept, change, settled);
-                if let Some(old) = old {
-                    self.end_entry(old, change, Some(instead), settled);
-                }
-            }
-        }
+        let became = slot.settle(hold.then, revision);
+        let after = slot.standing();
+        self.recount(before, after);
+        self.note(became, settled);
         if let Some(client) = self.clients.get_mut(&by) {
             client.holds.remove(name);
+        }
+    }
+
+    fn settle_free_one(
+        &mut self,
+        name: Name,
+        then: Then<F>,
+        revision: u64,
+        settled: &mut Settled<F>,
+    ) {
+        if let Then::New(kept, _) = &then {
+            self.counts.held += 1;
+            self.counts.bytes_promised += kept.details.weight();
+        }
+        let (before, became, after) = match self.slots.entry(name) {
+            btree_map::Entry::Occupied(mut slot) => {
+                let before = slot.get().standing();
+                let became = slot.get_mut().settle(then, revision);
+                let after = slot.get().standing();
+                if slot.get().kept.is_none() {
+                    slot.remove();
+                }
+                (before, became, after)
+            }
+            btree_map::Entry::Vacant(place) => {
+                let Then::New(..) = then else { return };
+                let slot = place.insert(Slot::empty());
+                (Standing::default(), slot.settle(then, revision), slot.standing())
+            }
+        };
+        self.recount(before, after);
+        self.note(became, settled);
+    }
+
+    /// Takes note of what has come under a name, and what has gone.
+    fn note(&mut self, became: Became<F>, settled: &mut Settled<F>) {
+        let Became { change, came, went } = became;
+        let instead = came.as_ref().map(|kept| Arc::clone(&kept.details));
+        if let Some(kept) = came {
+            self.begin_entry(kept, change, settled);
+        }
+        if let Some(old) = went {
+            self.end_entry(old, change, instead, settled);
         }
     }
 
@@ -324,19 +374,16 @@ impl<F> Stash<F> {
 
     /// Ends entries for a reason of their own, at once or as soon as nobody holds them.
     pub(crate) fn end(&mut self, ends: Vec<(Name, Change)>, effects: &mut Effects<F>, now: Now) {
-        let mut names = Vec::with_capacity(ends.len());
+        let mut changes = Vec::with_capacity(ends.len());
         for (name, change) in ends {
-            let Some(slot) = self.slots.get_mut(&name) else { continue };
-            if slot.hold.is_some() {
-                slot.doom.get_or_insert(change);
-            } else {
-                let then = Then::Gone(change);
-                slot.hold = Some(Box::new(Hold { by: ITSELF, uid: None, then }));
-                names.push(name);
+            match self.slots.get_mut(&name).map(|slot| (slot.hold.is_some(), &mut slot.doom)) {
+                Some((true, doom)) => drop(doom.get_or_insert(change)),
+                Some((false, _)) => changes.push((name, Then::Gone(change))),
+                None => {}
             }
         }
-        if !names.is_empty() {
-            self.settle(ITSELF, names, None, now, effects);
+        if !changes.is_empty() {
+            self.settle_free(ITSELF, changes, None, now, effects);
         }
     }
 
@@ -379,5 +426,5 @@ impl<F> Stash<F> {
     }
 }
 
-/// The stash's own hold, of what it ends itself; no connection is called so.
+/// Who ends what the stash ends itself; no connection is called so.
 const ITSELF: ConnectionId = ConnectionId(0);

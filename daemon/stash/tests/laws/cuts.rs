@@ -144,8 +144,8 @@ impl Journal {
             put.iter().map(|put| put.id.0).chain([self.last_entry]).max().unwrap_or(0);
         // What is only said of an entry that is there already changes nothing.
         let is_known = !put.is_empty() && put.iter().all(|it| self.entries.contains_key(&it.id));
-        let changes = !is_known && !(put.is_empty() && gone.is_empty());
-        self.revision += u64::from(changes);
+        let is_nothing = put.is_empty() && gone.is_empty();
+        self.revision += u64::from(!(is_known || is_nothing));
         self.entries.extend(put.iter().map(|written| (written.id, written.clone())));
         gone.iter().for_each(|id| drop(self.entries.remove(id)));
         self.done.extend(done.clone());

@@ -518,7 +518,7 @@ impl Model {
         let known = items.filter(|item| self.lists(&client.who, item));
         let show = |item: &Item| {
             let holder = self.holder(&item.entry.name).map(|id| self.clients[&id].who.peer);
-            (shown(Entry { held_by: holder, ..item.entry.clone() }, item.fd), item.fd)
+            (shown(Entry { held_by: holder, ..item.entry.clone() }), item.fd)
         };
         known.map(show).collect()
     }
@@ -1294,7 +1294,7 @@ impl Model {
         };
         let told = self.clients.iter().filter(|(_, client)| watching(client) && may_know(client));
         let to: Vec<_> = told.map(|(id, _)| *id).collect();
-        let entry = shown(Entry { revision: self.revision, ..item.entry.clone() }, item.fd);
+        let entry = shown(Entry { revision: self.revision, ..item.entry.clone() });
         (!to.is_empty()).then_some(Told { to, change, entry, fd: item.fd })
     }
 

@@ -26,14 +26,14 @@ pub(crate) fn facts_of(number: u64) -> Facts {
     Facts { kind, access, flags, device: 7, inode: number, target }
 }
 
-/// Where a descriptor points.
-pub(crate) fn target_of(number: u64) -> Box<str> {
-    format!("/images/{number}").into()
+/// Where a descriptor of such a file points.
+pub(crate) fn target_of(inode: u64) -> Box<str> {
+    format!("/images/{inode}").into()
 }
 
 /// An entry as the daemon shows it, which asks where it points, if that is not known yet.
-pub(crate) fn shown(entry: Entry, number: u64) -> Entry {
-    let target = entry.target.or_else(|| Some(target_of(number).into()));
+pub(crate) fn shown(entry: Entry) -> Entry {
+    let target = entry.target.or_else(|| Some(target_of(entry.inode).into()));
     Entry { target, ..entry }
 }
 

@@ -136,7 +136,7 @@ impl World {
                 let unknown: Vec<_> = self.stash.kept().filter(unknown).collect();
                 let kept = unknown[nth(which, unknown.len())?];
                 let Details { id, ref name, .. } = *kept.details;
-                let target = target_of(kept.fd.number);
+                let target = target_of(kept.details.facts.inode);
                 Planned::Point(Pointed { id, name: name.clone(), target })
             }
             Step::Tick(usec) => Planned::Tick(usec),
@@ -385,7 +385,7 @@ impl World {
             }
             Effect::Tell { to, change, entry, fd } => {
                 let to = to.into_iter().filter(|id| self.stash.watches(*id, &entry.name)).collect();
-                let (entry, fd) = (shown(*entry, fd.number), fd.number);
+                let (entry, fd) = (shown(*entry), fd.number);
                 Performed::Tell(Box::new(Told { to, change, entry, fd }))
             }
         }
@@ -504,7 +504,7 @@ impl World {
         let (listed, _) = self.stash.list(by, &Pattern::all(), None, usize::MAX);
         let shown = |listed: Listed<Token>| {
             let number = listed.fd.number;
-            (shown(listed.entry, number), number)
+            (shown(listed.entry), number)
         };
         listed.into_iter().map(shown).collect()
     }
