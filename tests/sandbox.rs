@@ -1,5 +1,6 @@
 //! What nobody gets out of the daemon's own processes, and what the daemon cannot be made to do: they are
-//! closed to others of their user, and what they have for themselves is not kept for anybody.
+//! closed to others of their user, and what they have for themselves is not kept for anybody. It is one file with
+//! the service manager that shows what the daemon stores.
 
 use std::{
     fs::{self, File},
@@ -223,6 +224,34 @@ impl Manager {
             }
         });
         Self { stored, place, _folder: folder }
+    }
+}
+
+/// Where a socket points is written down a moment after it was given: one that goes just then has gone, in
+/// the store as well, where nothing else takes it along.
+#[test]
+fn a_socket_that_goes_a_moment_after_it_came_leaves_the_store_as_well() {
+    let manager = Manager::new();
+    let place = &manager.place;
+    let daemon = Daemon::builder().env("NOTIFY_SOCKET", place).env("FDSTORE", "100").spawn();
+    let mut client = daemon.client();
+    let (_other, ours) = UnixStream::pair().unwrap();
+    // Of so many it takes the daemon longer to ask than to have the first of them stored.
+    let gifts: Vec<_> = (0..2000).map(|at| gift(&format!("socket-{at}"), &ours)).collect();
+    let all: Vec<_> = gifts.iter().map(|gift| gift.name.clone()).collect();
+    let mirrored = || daemon.statistics().mirror.map_or(0, |mirror| mirror.entries);
+
+    for round in 0..10 {
+        client.give(&gifts).unwrap();
+        wait_until(SOON, || mirrored() > 0);
+        let at = 1990 - 100 * round;
+        client.close(&all[at..=at]).unwrap();
+
+        wait_until(SOON, || mirrored() == 1999);
+
+        client.close(&all[..at]).unwrap();
+        client.close(&all[at + 1..]).unwrap();
+        wait_until(SOON, || mirrored() == 0);
     }
 }
 

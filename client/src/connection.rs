@@ -266,18 +266,14 @@ impl<T: Transport> Connection<T> {
         loop {
             match self.inbox.next_reply_to(due, asked) {
                 Ok(None) => {}
-                // The bytes are all there, only their descriptors are not; or those of an answer behind
-                // this one, where this has none.
-                Ok(Some(_)) | Err(_) if self.is_truncated && due == Expect::Handed => {
-                    self.is_truncated = false;
-                    drop(self.inbox.take_unnamed());
-                    self.in_step = self.inbox.is_empty();
-                    return Err(Error::NoRoom);
-                }
-                Ok(Some(answer)) => {
+                // Where this hands nothing out, what is lacking is of an answer behind it.
+                Ok(Some(answer)) if !self.is_truncated || !hands_out(&answer) => {
                     self.in_step = self.inbox.is_empty() && !answer.continues;
                     return Ok(answer);
                 }
+                Ok(Some(_)) => return Err(self.no_room()),
+                // The bytes are all there, only their descriptors are not.
+                Err(_) if self.is_truncated && due == Expect::Handed => return Err(self.no_room()),
                 Err(hangup) => return Err(Error::Protocol(hangup)),
             }
             self.read(delivery).await?;
@@ -314,6 +310,15 @@ impl<T: Transport> Connection<T> {
         self.buffer.resize(len, 0);
     }
 
+    /// What is told where descriptors have come and found no room. Which of the others are whose, nobody
+    /// knows then.
+    fn no_room(&mut self) -> Error {
+        self.is_truncated = false;
+        drop(self.inbox.take_unnamed());
+        self.in_step = self.inbox.is_empty();
+        Error::NoRoom
+    }
+
     /// What is told of a daemon that lies, whose connection is then good for nothing.
     pub(crate) fn broken(&mut self) -> Error {
         self.in_step = false;
@@ -336,6 +341,10 @@ impl Delivery {
     fn lost(self) -> Error {
         Error::ConnectionLost { may_be_done: self == Self::Whole }
     }
+}
+
+fn hands_out(answer: &Answer<OwnedFd>) -> bool {
+    matches!(&answer.outcome, Ok(Reply::Handed(handed)) if !handed.is_empty())
 }
 
 fn check_length(message: &Frame<BorrowedFd<'_>>) -> Result<(), Error> {

@@ -10,8 +10,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
 };
 
-use fdstash::{Error, Reopening};
-use fdstash_proto::Reply;
+use fdstash::{Error, Outcome, Pipeline, Refusal, Reopening};
+use fdstash_proto::{Reply, reply};
 use peer::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -117,6 +117,43 @@ fn what_finds_no_room_stays_in_the_stash_and_the_connection_is_used_on_with_toki
 
         story!(daemon, client, wait);
     });
+}
+
+/// One read brings the refusal and what finds no room behind it.
+#[test]
+fn what_finds_no_room_in_a_pipeline_is_not_the_call_before_it() {
+    use fdstash::blocking::Client;
+    let _turn = small_table();
+    let four = names(["a", "b", "c", "d"]);
+    let daemon = Stage::plays(|stage| {
+        let four = names(["a", "b", "c", "d"]);
+        let refusal = reply::write::<OwnedFd>(Err(not_found("x")), false).bytes;
+        let answer = reply::write(Ok(handed(&four)), false);
+        let mut line = stage.accepts();
+        line.answers("GetStatistics", Reply::Statistics(figures(1)));
+        line.ignores("Take x");
+        line.ignores("Take a b c d");
+        line.ignores("Close y");
+        line.mumbles(&[refusal, answer.bytes].concat(), &answer.fds);
+        line.says(Reply::Done);
+        line.answers("GetStatistics", Reply::Statistics(figures(2)));
+    });
+    let mut client = Client::connect_to(&daemon.socket).unwrap();
+    client.statistics().unwrap();
+    let full = fill_up_to(2);
+    let mut pipeline = Pipeline::new();
+    pipeline.take_at_once(&names(["x"])).take_at_once(&four).close(&names(["y"]));
+
+    let outcomes = client.run(pipeline);
+
+    drop(full);
+    let [Err(Error::Refused(Refusal::NotFound { .. })), Err(Error::NoRoom), Ok(Outcome::Closed)] =
+        &outcomes[..]
+    else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!(client.statistics().unwrap().given, 2);
+    daemon.ends();
 }
 
 #[test]

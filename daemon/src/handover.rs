@@ -205,6 +205,7 @@ fn thaw(daemon: &mut Daemon) {
     daemon.reopen_journal();
     daemon.pause.is_frozen = false;
     daemon.pause.is_still = false;
+    daemon.ask_anew();
     daemon.pause.resting.clear();
     daemon.mirror.iter().for_each(Mirror::resume);
     daemon.handle_pending();

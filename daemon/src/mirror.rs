@@ -183,7 +183,7 @@ impl<F: AsFd + Send + Sync + 'static> Mirror<F> {
         Ok(Self(shared))
     }
 
-    /// An entry is held.
+    /// An entry is held. To be told once of each: a [`Mirror::gone`] takes back what was not taken in yet.
     pub(crate) fn put(&self, id: EntryId, fd: Weak<F>, details: Arc<Details>) {
         self.tell(|inbox| {
             inbox.put.insert(id, Held { fd, details });

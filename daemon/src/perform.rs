@@ -39,18 +39,23 @@ impl Daemon {
         }
     }
 
-    /// Writes a record down. There is room for it; where it cannot be written all the same, this
-    /// server knows what the next will not, and must not say it to anybody.
+    /// Writes a record down, and sees to what comes and goes by it.
     fn record(&mut self, record: &Record<Descriptor>) {
-        let written = self.journal.append(|bytes| record.write(|fd| number(fd), bytes));
-        if let Err(error) = written {
-            tracing::error!(%error, "writing the journal failed, starting anew from what it says");
-            std::process::abort();
-        }
+        self.write_down(record);
         record.put.iter().for_each(|kept| self.targets.add(kept));
         if let Some(mirror) = &self.mirror {
             record.gone.iter().for_each(|id| mirror.gone(*id));
             record.put.iter().for_each(|kept| mirror_one(mirror, kept));
+        }
+    }
+
+    /// Writes a record down. There is room for it; where it cannot be written all the same, this
+    /// server knows what the next will not, and must not say it to anybody.
+    pub(crate) fn write_down(&mut self, record: &Record<Descriptor>) {
+        let written = self.journal.append(|bytes| record.write(|fd| number(fd), bytes));
+        if let Err(error) = written {
+            tracing::error!(%error, "writing the journal failed, starting anew from what it says");
+            std::process::abort();
         }
     }
 

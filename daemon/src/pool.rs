@@ -149,14 +149,7 @@ impl<J: Job> Pool<J> {
             if are_many {
                 self.0.rest.notify_one();
             }
-        } else if state.idle > 0 {
-            state.idle -= 1;
-            state.called += 1;
-            if state.idle == 0 {
-                state.all_needed = Instant::now();
-            }
-            self.0.called.notify_one();
-        } else if state.threads == 0 || self.0.bounds.is_hurried {
+        } else if !self.call_idle(&mut state) && (state.threads == 0 || self.0.bounds.is_hurried) {
             self.add_thread(&mut state);
         }
         self.see_to_watch(&mut state);
@@ -183,6 +176,20 @@ impl<J: Job> Pool<J> {
     /// How many jobs of a user wait.
     pub(crate) fn waiting(&self, uid: u32) -> usize {
         self.0.lock().lines.get(&uid).map_or(0, |line| line.waiting.len())
+    }
+
+    /// Calls a thread that has nothing to do, and does not look by itself. Whether there was one.
+    fn call_idle(&self, state: &mut State<J>) -> bool {
+        if state.idle == 0 {
+            return false;
+        }
+        state.idle -= 1;
+        state.called += 1;
+        if state.idle == 0 {
+            state.all_needed = Instant::now();
+        }
+        self.0.called.notify_one();
+        true
     }
 
     fn add_thread(&self, state: &mut State<J>) -> bool {
@@ -263,7 +270,8 @@ impl<J: Job> Pool<J> {
         }
     }
 
-    /// Puts another thread beside those that hang, for as long as something waits that it could do.
+    /// Puts another thread beside those that hang, one that has nothing to do or a new one, for as long as
+    /// something waits that it could do.
     async fn watch(self) {
         loop {
             let before = self.0.lock().begun;
@@ -275,7 +283,8 @@ impl<J: Job> Pool<J> {
                     return;
                 }
                 let hangs = state.begun == before || self.0.bounds.is_hurried && state.is_late();
-                if !hangs || self.add_thread(&mut state) {
+                // Whoever rested as this came has called nobody, and may be what hangs.
+                if !hangs || self.call_idle(&mut state) || self.add_thread(&mut state) {
                     continue;
                 }
                 state.overdue(self.0.bounds.gives_up)

@@ -88,8 +88,11 @@ impl Daemon {
         let pointed = self.targets.ask();
         let needed = self.stash.weight().promised + self.stash.weight_of_targets(&pointed);
         if !pointed.is_empty() && self.journal.make_room(needed).is_ok() {
-            let effects = self.stash.pointed(pointed);
-            self.perform(effects);
+            // The mirror has these entries, and is told of each but once: what it does not have of them
+            // is asked of the kernel again.
+            if let Some(record) = self.stash.pointed(pointed) {
+                self.write_down(&record);
+            }
         }
         !self.targets.waiting.is_empty()
     }

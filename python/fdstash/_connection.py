@@ -75,6 +75,11 @@ class Connection:
         self._transport.close()
         self._inbox.close_unnamed()
 
+    def hang_up(self) -> None:
+        """Closes it, also where another task waits for what comes: that finds it closed."""
+        self._transport.wake()
+        self.close()
+
     async def settle(self) -> bool:
         """Whether it still stands, and the next request can be asked."""
         if not self.in_step:

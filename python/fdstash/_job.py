@@ -81,6 +81,8 @@ class Job(Generic[R]):
     """Whether it changes what is kept, and so would have done something if it was carried out."""
     deadline: Optional[float] = None
     """Until when a Take waits, of the monotonic clock."""
+    lent: Sequence[Gift] = ()
+    """What is given: it may be that nothing else refers to it, and keeps its descriptors open."""
 
     @property
     def is_together(self) -> bool:
@@ -107,7 +109,7 @@ def give(gifts: Iterable[Gift], exclusive: bool) -> Job[List[str]]:
         requests.append(
             _stash("Give", _replies.replaced, parameters, fds=numbers[at], has_ticket=True)
         )
-    return Job(requests, is_list=True, changes=True)
+    return Job(requests, is_list=True, changes=True, lent=gifts)
 
 
 def take(names: Iterable[str], wait: float) -> Job[List[Handed]]:

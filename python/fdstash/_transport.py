@@ -7,7 +7,7 @@ import array
 import asyncio
 import socket
 import time
-from typing import Any, Coroutine, List, NamedTuple, Sequence, Type, TypeVar
+from typing import Any, Callable, Coroutine, List, NamedTuple, Optional, Sequence, Type, TypeVar
 
 from ._handed import Handed
 from ._inbox import MAX_DESCRIPTORS
@@ -54,6 +54,9 @@ class Transport(abc.ABC):
     async def pause(seconds: float) -> None:
         """Lets some time pass."""
 
+    def wake(self) -> None:
+        """Has a task that waits for it look what has come."""
+
     def close(self) -> None:
         """Closes it."""
         self.socket.close()
@@ -91,6 +94,11 @@ class Blocking(Transport):
 class Waiting(Transport):
     """Whose methods let the other tasks of the event loop run: whichever loop that is by then."""
 
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(connected)
+        self._wake: Optional[Callable[[], None]] = None
+        """Wakes the task that waits."""
+
     @classmethod
     async def connect(cls: Type[Self], path: str) -> Self:
         # unix(7): it connects at once or not at all; with a full queue at the other side: EAGAIN.
@@ -116,6 +124,10 @@ class Waiting(Transport):
     async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    def wake(self) -> None:
+        if self._wake is not None:
+            self._wake()
+
     async def _wait(self, *, for_room: bool) -> None:
         loop = asyncio.get_running_loop()
         number = self.socket.fileno()
@@ -123,11 +135,21 @@ class Waiting(Transport):
         add, remove = loop.add_reader, loop.remove_reader
         if for_room:
             add, remove = loop.add_writer, loop.remove_writer
+
+        def wake() -> None:
+            # Now, since the number may be another's soon.
+            self._wake = None
+            remove(number)
+            _wake(ready)
+
         add(number, _wake, ready)
+        self._wake = wake
         try:
             await ready
         finally:
-            remove(number)
+            if self._wake is not None:
+                self._wake = None
+                remove(number)
 
 
 def now(flow: Coroutine[Any, Any, R]) -> R:

@@ -40,6 +40,9 @@ class Watching:
             try:
                 notice = await self._wait()
             except Error:
+                if self._has_ended:
+                    # By another task, in the middle of this.
+                    return None
                 self.end()
                 raise
             return notice
@@ -47,7 +50,7 @@ class Watching:
     def end(self) -> None:
         self._has_ended = True
         if self._connection is not None:
-            self._connection.close()
+            self._connection.hang_up()
             self._connection = None
 
     async def _wait(self) -> Notice:

@@ -8,7 +8,7 @@ import unittest
 from typing import Any, Awaitable, Callable, Coroutine, List, Optional
 from unittest import mock
 
-from kit import TestCase, identity, names
+from kit import SOON, TestCase, identity, names
 
 import fdstash
 import fdstash.aio
@@ -138,6 +138,19 @@ class Calls(TestCase):
                     break
             given = [it.entry.name for it in told if isinstance(it, fdstash.Changed)]
             self.assertEqual(given, [f"a{at}" for at in range(20)])
+
+        self.run_with_client(act)
+
+    def test_who_waits_in_a_watch_as_that_ends_is_told_no_more(self) -> None:
+        async def told(watch: fdstash.aio.Watch) -> List[fdstash.Notice]:
+            return [notice async for notice in watch]
+
+        async def act(stash: fdstash.aio.Client) -> None:
+            async with stash.watch("a*") as watch:
+                waits = asyncio.ensure_future(told(watch))
+                await stash.statistics()
+
+            self.assertEqual(await asyncio.wait_for(waits, SOON), [])
 
         self.run_with_client(act)
 

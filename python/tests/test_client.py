@@ -19,6 +19,19 @@ import fdstash
 from fdstash import Access, Change, Error, Flag, Gift, Kind, Reopening, Share
 
 
+class Owner:
+    """A descriptor that is closed as soon as nothing refers to it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
 class Calls(TestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -44,6 +57,15 @@ class Calls(TestCase):
         replaced = self.stash.give([Gift("b", self.disk), Gift("a", self.disk.fileno())])
 
         self.assertEqual(replaced, ["a"])
+
+    def test_what_nothing_else_refers_to_is_open_until_it_is_given(self) -> None:
+        path = os.path.join(self.folder, "disk")
+
+        self.stash.give(Gift(name, Owner(path)) for name in ["a", "b"])
+
+        for copy in self.stash.copy(["a", "b"]):
+            with copy:
+                self.assertEqual(identity(copy), identity(self.disk))
 
     def test_copies_share_their_offset_and_fresh_ones_do_not(self) -> None:
         self.stash.give([Gift("a", self.disk)])

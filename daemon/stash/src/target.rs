@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fdstash_proto::Name;
 
-use crate::{Effect, Effects, EntryId, Record, Stash, entry::Slot};
+use crate::{EntryId, Record, Stash, entry::Slot};
 
 /// Where the descriptor of an entry points.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl<F> Stash<F> {
     }
 
     /// Takes note of where descriptors pointed when they were given; of those that are kept, and of which
-    /// that is not known yet.
-    pub fn pointed(&mut self, pointed: Vec<Pointed>) -> Effects<F> {
+    /// that is not known yet. What of that is to be written down, and nothing else is to be done.
+    pub fn pointed(&mut self, pointed: Vec<Pointed>) -> Option<Record<F>> {
         let mut put = Vec::with_capacity(pointed.len());
         for Pointed { id, name, target } in pointed {
             let Some(Slot { kept: Some(kept), .. }) = self.slots.get_mut(&name) else { continue };
@@ -42,9 +42,6 @@ impl<F> Stash<F> {
             Arc::make_mut(&mut kept.details).facts.target = Some(target);
             put.push(kept.clone());
         }
-        if put.is_empty() {
-            return Effects::new();
-        }
-        vec![Effect::Record(Record { put, gone: Vec::new(), done: None })]
+        (!put.is_empty()).then(|| Record { put, gone: Vec::new(), done: None })
     }
 }

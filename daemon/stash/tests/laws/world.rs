@@ -218,7 +218,7 @@ impl World {
         let never = Pointed { id: EntryId(u64::MAX), ..pointed.clone() };
         let all = vec![never, pointed, elsewhere];
         self.journal.make_room_for_targets(&self.stash, &all);
-        self.stash.pointed(all)
+        self.stash.pointed(all).map(Effect::Record).into_iter().collect()
     }
 
     fn moment(&mut self, input: Input, effects: Effects<Token>, predicted: Predicted) -> Moment {
