@@ -17,7 +17,7 @@ use fdstash_proto::{Frame, Peer, Refusal, reply};
 use fdstash_stash::{ConnectionId, Doing, Who};
 use rustix::{
     io::Errno,
-    net::{SendFlags, SocketFlags, accept_with},
+    net::{SendFlags, SocketFlags, accept_with, sockopt::set_socket_passcred},
 };
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -52,6 +52,8 @@ impl Door {
         listener: unix::net::UnixListener,
         daemon: Rc<RefCell<Daemon>>,
     ) -> Result<Self> {
+        // With it, a read would end where who sends changes, and not tell that there is more.
+        set_socket_passcred(&listener, false).context("asking for no credentials")?;
         listener.set_nonblocking(true).context("making the listening socket non-blocking")?;
         let listener =
             UnixListener::from_std(listener).context("waiting for the listening socket")?;

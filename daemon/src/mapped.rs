@@ -31,9 +31,11 @@ impl Mapped {
     pub(crate) fn new(file: impl AsFd, from: u64, to: u64) -> io::Result<Self> {
         let part = from / PAGE * PAGE..to.next_multiple_of(PAGE);
         let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // What it takes to reach the memory is taken now, and not when something is written down.
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
         let len = length(&part)?;
         // SAFETY: the kernel chooses an address where nothing is.
-        let at = unsafe { mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, file, part.start)? };
+        let at = unsafe { mmap(ptr::null_mut(), len, prot, flags, file, part.start)? };
         let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { at, part })
     }

@@ -30,11 +30,13 @@ impl<F> Stash<F> {
     }
 
     /// Takes note of where descriptors pointed when they were given; of those that are kept, and of which
-    /// that is not known yet. What of that is to be written down, and nothing else is to be done.
+    /// that is not known yet; but not of what somebody holds, whose successor has room kept for it as it
+    /// is. What of that is to be written down, and nothing else is to be done.
     pub fn pointed(&mut self, pointed: Vec<Pointed>) -> Option<Record<F>> {
         let mut put = Vec::with_capacity(pointed.len());
         for Pointed { id, name, target } in pointed {
-            let Some(Slot { kept: Some(kept), .. }) = self.slots.get_mut(&name) else { continue };
+            let slot = self.slots.get_mut(&name);
+            let Some(Slot { kept: Some(kept), hold: None, .. }) = slot else { continue };
             if kept.details.id != id || kept.details.facts.target.is_some() {
                 continue;
             }

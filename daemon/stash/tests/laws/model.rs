@@ -426,6 +426,9 @@ impl Model {
 
     pub(crate) fn pointed(&mut self, pointed: &Pointed) -> Predicted {
         let mut said = Predicted::default();
+        if self.is_held(&pointed.name) {
+            return said;
+        }
         if let Some(item) = self.kept.get_mut(&pointed.name) {
             item.entry.target = Some(pointed.target.clone().into());
             said.records.push(self.recorded(Vec::new(), None));
