@@ -9,6 +9,8 @@
 #[allow(dead_code, unexpected_cfgs)]
 #[path = "../../daemon/src/journal.rs"]
 mod journal;
+#[path = "../../daemon/src/mapped.rs"]
+mod mapped;
 #[allow(dead_code, unexpected_cfgs)]
 #[path = "../../daemon/src/steps.rs"]
 mod steps;
@@ -31,6 +33,10 @@ use rustix::{
 };
 
 static FILES: LazyLock<Files> = LazyLock::new(|| journal::create().expect("memory"));
+
+/// What stands before the first line, and before each.
+const HEAD: u64 = 20;
+const FRAME: u64 = 8;
 
 /// Sooner than anything is due.
 const START: Now = Now { boot_usec: 0, wall_usec: 0 };
@@ -74,6 +80,8 @@ enum Deed {
 fn read_of(mut deeds: &[u8]) -> (Vec<Line>, bool) {
     let mut journal = Journal::open(&FILES).expect("a journal");
     journal.rewrite(0, |_| {}).expect("memory");
+    // Behind the last line there is room for more.
+    let mut end = HEAD;
     // With the place where each ends.
     let mut written: Vec<(u64, Vec<u8>)> = Vec::new();
     let mut whole_up_to = u64::MAX;
@@ -83,21 +91,23 @@ fn read_of(mut deeds: &[u8]) -> (Vec<Line>, bool) {
         match deed {
             Deed::Append if !bytes.is_empty() => {
                 journal.append(|to| to.extend(bytes)).expect("memory");
-                written.push((size(), bytes.to_vec()));
+                end += FRAME + bytes.len() as u64;
+                written.push((end, bytes.to_vec()));
             }
             Deed::Rewrite if !bytes.is_empty() => {
                 journal.rewrite(0, |lines| lines.push(|to| to.extend(bytes))).expect("memory");
-                written = vec![(size(), bytes.to_vec())];
+                end = HEAD + FRAME + bytes.len() as u64;
+                written = vec![(end, bytes.to_vec())];
             }
             // No line is empty.
             Deed::Append | Deed::Rewrite => {}
             Deed::Damage => {
-                whole_up_to = at % size();
+                whole_up_to = at % end;
                 damage(whole_up_to, bytes.get(2).copied().unwrap_or(1).max(1));
                 break;
             }
             Deed::Cut => {
-                whole_up_to = at % size();
+                whole_up_to = at % end;
                 ftruncate(&FILES[active()], whole_up_to).expect("shorter");
                 break;
             }
@@ -136,10 +146,6 @@ fn read() -> (Vec<Line>, bool) {
 /// The file that was written last: the other has been made empty.
 fn active() -> usize {
     usize::from(fstat(&FILES[1]).is_ok_and(|facts| facts.st_size > 0))
-}
-
-fn size() -> u64 {
-    fstat(&FILES[active()]).map_or(0, |facts| facts.st_size.unsigned_abs())
 }
 
 fn put(file: usize, bytes: &[u8], at: u64) {
