@@ -128,7 +128,7 @@ struct Most {
     user_connections: Option<u32>,
 
     /// The most bytes that the labels and share lists of a user's entries may have
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 10)]
     user_label_bytes: u32,
 
     /// The most names for which a user's calls may wait
@@ -136,7 +136,7 @@ struct Most {
     user_waits: u32,
 
     /// The most watches that a user may have
-    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    #[arg(long, value_name = "COUNT", default_value_t = 16)]
     user_watches: u32,
 
     /// The most transactions that a user may have open
