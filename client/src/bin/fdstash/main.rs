@@ -1,15 +1,19 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod close;
 mod descriptor;
+mod doctor;
 mod give;
+mod kcmp;
 mod list;
 mod locks;
+mod names;
 mod policy;
 mod qemu;
 mod reopen;
 mod run;
+mod show;
 mod status;
 mod table;
 mod take;
@@ -57,6 +61,9 @@ Examples:
   See what there is, and what changes:
     fdstash list 'vm7-*'
     fdstash watch 'vm7-*'
+    fdstash show vm7-disk0
+  Find out why something does not work:
+    fdstash doctor
 
 Exit codes: 0 done, 1 refused or failed, 2 called wrongly, 3 no daemon there.
 After `take` and `reopen` have run a COMMAND: its own, or 128 and the number of the signal that
@@ -69,10 +76,12 @@ enum Verb {
     Close(close::Close),
     Reopen(reopen::Reopen),
     List(list::List),
+    Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
     Policy(policy::Policy),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
 }
 
@@ -80,6 +89,16 @@ enum Verb {
 struct Door(Option<PathBuf>);
 
 impl Door {
+    /// The path of its socket.
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(fdstash::default_socket)
+    }
+
+    /// Whether the call of the command says where.
+    fn is_named(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn connect(&self) -> Result<Client, fdstash::Error> {
         match &self.0 {
             Some(socket) => Client::connect_to(socket),
@@ -109,10 +128,12 @@ fn main() -> ExitCode {
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
+        Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
     };
     outcome.unwrap_or_else(|error| report(&error))

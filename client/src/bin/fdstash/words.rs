@@ -62,6 +62,18 @@ pub(crate) fn distance(usec: u64, now: SystemTime) -> String {
     }
 }
 
+/// So many bytes, and for more than some the same in the largest unit that fits.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let Some(power) = (bytes.max(1).ilog2() / 10).checked_sub(1) else {
+        return format!("{bytes} bytes");
+    };
+    let unit = UNITS[usize::try_from(power).unwrap_or_default().min(UNITS.len() - 1)];
+    // Tenths of the unit, and exact, which a float would not be.
+    let tenths = (u128::from(bytes) * 10) >> (10 * (power + 1));
+    format!("{}.{} {unit} ({bytes} bytes)", tenths / 10, tenths % 10)
+}
+
 /// Flags as the interface names them.
 pub(crate) fn flags(flags: Flags) -> String {
     flags.words().collect::<Vec<_>>().join(",")
@@ -120,6 +132,15 @@ mod tests {
 
         let expected = ["0s", "59s", "1min", "59min", "1h", "23h", "1d", "1min"];
         assert_eq!(told.map(at), expected);
+    }
+
+    #[test]
+    fn a_size_is_told_in_its_largest_unit_and_in_bytes() {
+        assert_eq!([0, 1023].map(size), ["0 bytes", "1023 bytes"]);
+        assert_eq!(size(1024), "1.0 KiB (1024 bytes)");
+        assert_eq!(size(20 << 30), "20.0 GiB (21474836480 bytes)");
+        assert_eq!(size(1536 << 10), "1.5 MiB (1572864 bytes)");
+        assert_eq!(size(u64::MAX), "15.9 EiB (18446744073709551615 bytes)");
     }
 
     #[test]
