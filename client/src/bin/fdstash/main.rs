@@ -1,19 +1,23 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod chosen;
 mod close;
 mod completions;
 mod descriptor;
+mod doctor;
 mod give;
 mod help;
+mod kcmp;
 mod list;
 mod locks;
+mod names;
 mod policy;
 mod progress;
 mod qemu;
 mod reopen;
 mod run;
+mod show;
 mod status;
 mod table;
 mod take;
@@ -61,6 +65,9 @@ Examples:
   # See what there is, and what changes:
   fdstash list 'vm7-*'
   fdstash watch 'vm7-*'
+  # See all about one, and find out why something does not work:
+  fdstash show vm7-disk0
+  fdstash doctor
 
 Each command has examples of its own: fdstash give --help";
 
@@ -71,10 +78,12 @@ enum Verb {
     Close(close::Close),
     Reopen(reopen::Reopen),
     List(list::List),
+    Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
     Policy(policy::Policy),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -85,6 +94,16 @@ enum Verb {
 struct Door(Option<PathBuf>);
 
 impl Door {
+    /// The path of its socket.
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(fdstash::default_socket)
+    }
+
+    /// Whether the call of the command says where.
+    fn is_named(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn connect(&self) -> Result<Client, fdstash::Error> {
         match &self.0 {
             Some(socket) => Client::connect_to(socket),
@@ -114,10 +133,12 @@ fn main() -> ExitCode {
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
+        Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),
