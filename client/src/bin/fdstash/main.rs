@@ -5,11 +5,14 @@ mod close;
 mod descriptor;
 mod give;
 mod list;
+mod listen;
 mod locks;
 mod policy;
 mod qemu;
 mod reopen;
 mod run;
+mod spawn;
+mod stage;
 mod status;
 mod table;
 mod take;
@@ -74,6 +77,10 @@ enum Verb {
     Policy(policy::Policy),
     Status(status::Status),
     Qemu(qemu::Qemu),
+    Listen(listen::Listen),
+    Run(run::Run),
+    #[command(name = "become")]
+    Stage(stage::Stage),
 }
 
 /// Where the daemon is.
@@ -114,6 +121,9 @@ fn main() -> ExitCode {
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
+        Verb::Stage(stage) => stage.run(),
     };
     outcome.unwrap_or_else(|error| report(&error))
 }

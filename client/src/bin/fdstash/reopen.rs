@@ -8,7 +8,7 @@ use fdstash::{Access, Name, Reopening};
 
 use crate::{
     Door, Misuse,
-    run::Seats,
+    spawn::Seats,
     take::{finish, start_and_commit},
     words::{AccessWord, Switch},
 };

@@ -15,7 +15,7 @@ use fdstash::{
 
 use crate::{
     Door,
-    run::{NotRunning, Running, Seats, start},
+    spawn::{NotRunning, Running, Seats, start},
     words::span,
 };
 
