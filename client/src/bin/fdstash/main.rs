@@ -10,6 +10,7 @@ mod give;
 mod help;
 mod kcmp;
 mod list;
+mod listen;
 mod locks;
 mod names;
 mod policy;
@@ -18,6 +19,8 @@ mod qemu;
 mod reopen;
 mod run;
 mod show;
+mod spawn;
+mod stage;
 mod status;
 mod table;
 mod take;
@@ -85,6 +88,10 @@ enum Verb {
     Status(status::Status),
     Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
+    Listen(listen::Listen),
+    Run(run::Run),
+    #[command(name = "become")]
+    Stage(stage::Stage),
     Completions(completions::Completions),
     #[command(hide = true)]
     Complete(completions::Complete),
@@ -140,6 +147,9 @@ fn main() -> ExitCode {
         Verb::Status(status) => status.run(&door),
         Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
+        Verb::Stage(stage) => stage.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),
     };
