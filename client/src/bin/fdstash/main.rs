@@ -1,9 +1,13 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+// But for kcmp.rs.
+#![deny(unsafe_code)]
 
+mod arrival;
 mod close;
 mod descriptor;
 mod give;
+mod import_s6;
+mod kcmp;
 mod list;
 mod locks;
 mod policy;
@@ -13,6 +17,7 @@ mod run;
 mod status;
 mod table;
 mod take;
+mod transfer;
 mod watch;
 mod words;
 
@@ -71,6 +76,8 @@ enum Verb {
     List(list::List),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Transfer(transfer::Transfer),
+    ImportS6(import_s6::ImportS6),
     Policy(policy::Policy),
     Status(status::Status),
     Qemu(qemu::Qemu),
@@ -111,6 +118,8 @@ fn main() -> ExitCode {
         Verb::List(list) => list.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Transfer(transfer) => transfer.run(&door),
+        Verb::ImportS6(import) => import.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
