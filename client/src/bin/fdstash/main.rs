@@ -1,6 +1,8 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
+// But for kcmp.rs.
 #![deny(unsafe_code)]
 
+mod arrival;
 mod chosen;
 mod close;
 mod completions;
@@ -8,6 +10,7 @@ mod descriptor;
 mod doctor;
 mod give;
 mod help;
+mod import_s6;
 mod kcmp;
 mod list;
 mod listen;
@@ -24,6 +27,7 @@ mod stage;
 mod status;
 mod table;
 mod take;
+mod transfer;
 mod watch;
 mod words;
 
@@ -84,6 +88,8 @@ enum Verb {
     Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Transfer(transfer::Transfer),
+    ImportS6(import_s6::ImportS6),
     Policy(policy::Policy),
     Status(status::Status),
     Doctor(doctor::Doctor),
@@ -143,6 +149,8 @@ fn main() -> ExitCode {
         Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Transfer(transfer) => transfer.run(&door),
+        Verb::ImportS6(import) => import.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Doctor(doctor) => doctor.run(&door),
