@@ -54,7 +54,7 @@ const NO_DAEMON: u8 = 3;
 #[command(name = "fdstash", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     /// The daemon's socket [default: $FDSTASH_SOCKET, else the user's own or the system's]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", display_order = 900)]
     socket: Option<PathBuf>,
 
     #[command(subcommand)]
