@@ -44,7 +44,7 @@ fn an_entry_is_shown_with_all_that_was_said_and_all_that_is_so() {
     for line in [
         format!("target        {path} (still this very file)"),
         "kind          regular".to_owned(),
-        "size          7 bytes".to_owned(),
+        "size          7 B".to_owned(),
         "offset        3".to_owned(),
         format!("inode         {} on device ", identity(&given).1),
         "access        read_write, a reopen gives at most read_write".to_owned(),

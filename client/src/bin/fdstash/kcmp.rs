@@ -1,4 +1,7 @@
-//! Whether two descriptors, of whichever processes, are of one open file description.
+//! Whether two descriptors, of whichever processes, are of one open file description: what alone tells that
+//! something is the very same, since two ends of a pipe share device and inode, and all eventfds do.
+
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::{
     io::Errno,
@@ -8,6 +11,17 @@ use rustix::{
 /// A descriptor's number in a process.
 pub(crate) type Number = i32;
 
+/// Whether two descriptors of this process are of one open file description.
+///
+/// # Errors
+///
+/// If the kernel does not tell: it was built without `kcmp`, or a sandbox forbids that.
+pub(crate) fn is_same(one: impl AsFd, other: impl AsFd) -> Result<bool, Errno> {
+    #[expect(clippy::disallowed_methods, reason = "the numbers go to the kernel, and no further")]
+    let [one, other] = [one.as_fd(), other.as_fd()].map(|fd| fd.as_raw_fd());
+    is_same_there(one, getpid(), other)
+}
+
 /// Whether a descriptor of this process and one of another are of one open file description.
 ///
 /// # Errors
@@ -15,7 +29,7 @@ pub(crate) type Number = i32;
 /// If this process may not look into the other (`EPERM`), a descriptor is not there (any more), or the
 /// kernel cannot tell (`ENOSYS`).
 #[expect(unsafe_code, reason = "no safe function compares descriptors")]
-pub(crate) fn is_same(own: Number, other: Pid, number: Number) -> Result<bool, Errno> {
+pub(crate) fn is_same_there(own: Number, other: Pid, number: Number) -> Result<bool, Errno> {
     const KCMP_FILE: libc::c_int = 0;
     let (this, other) = (getpid().as_raw_pid(), other.as_raw_pid());
     // SAFETY: it takes nothing but numbers, and changes nothing.
@@ -29,9 +43,7 @@ pub(crate) fn is_same(own: Number, other: Pid, number: Number) -> Result<bool, E
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::AsFd};
-
-    use rustix::path::DecInt;
+    use std::fs::File;
 
     use super::*;
 
@@ -39,11 +51,9 @@ mod tests {
     fn a_duplicate_is_the_same_and_another_open_of_the_file_is_not() {
         let file = File::open("/dev/null").unwrap();
         let (duplicate, another) = (file.try_clone().unwrap(), File::open("/dev/null").unwrap());
-        let number = |fd: &File| DecInt::from_fd(fd.as_fd()).as_str().parse().unwrap();
-        let compared = |other: &File| is_same(number(&file), getpid(), number(other));
 
-        assert_eq!(compared(&duplicate), Ok(true));
-        assert_eq!(compared(&another), Ok(false));
-        assert_eq!(is_same(number(&file), getpid(), -1), Err(Errno::BADF));
+        assert_eq!(is_same(&file, &duplicate), Ok(true));
+        assert_eq!(is_same(&file, &another), Ok(false));
+        assert_eq!(is_same_there(0, getpid(), -1), Err(Errno::BADF));
     }
 }

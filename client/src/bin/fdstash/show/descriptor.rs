@@ -23,7 +23,7 @@ use serde_json::Value;
 use super::path::link;
 use crate::{
     names::user,
-    words::{plain, size},
+    words::{bytes, plain},
 };
 
 /// How many lines of the kernel's are shown of one kind: an epoll has one for each descriptor in it.
@@ -48,7 +48,8 @@ impl Told {
         match self {
             Self::Words(words) => words.clone(),
             Self::Number(number) => number.to_string(),
-            Self::Bytes(bytes) => size(*bytes),
+            Self::Bytes(count) if *count < 1024 => bytes(*count),
+            Self::Bytes(count) => format!("{} ({count} bytes)", bytes(*count)),
         }
     }
 

@@ -153,7 +153,7 @@ impl Looked {
 }
 
 fn sameness(wanted: &Wanted, pid: Pid, number: i32) -> Option<Sameness> {
-    match kcmp::is_same(wanted.number, pid, number) {
+    match kcmp::is_same_there(wanted.number, pid, number) {
         Ok(true) => Some(Sameness::Same),
         // Of what has no inode of its own, those are other things.
         Ok(false) | Err(_) if wanted.shares_inode => None,
