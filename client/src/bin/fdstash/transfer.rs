@@ -244,7 +244,8 @@ impl Transfer {
             .downcast_ref()
             .is_some_and(|error| matches!(error, Error::ConnectionLost { may_be_done: true }));
         let (from, to) = (self.from.display(), self.to.display());
-        let before = if before > 0 { format!("{before} were moved before; ") } else { String::new() };
+        let before =
+            if before > 0 { format!("{before} were moved before; ") } else { String::new() };
         let what = match (way.has_arrived, may_be_done) {
             (false, false) if before.is_empty() => "nothing was moved".to_owned(),
             (false, false) => format!("{before}the others are at {from} as they were"),
@@ -272,7 +273,9 @@ fn share_with_giver(share: &mut Share, giver: u32) {
 /// How many names a transaction may have, if that is what stood against it.
 fn most_names(error: &anyhow::Error) -> Option<usize> {
     match error.downcast_ref()? {
-        Error::Refused(Refusal::LimitExceeded { limit, value }) if limit == "namesPerTransaction" => {
+        Error::Refused(Refusal::LimitExceeded { limit, value })
+            if limit == "namesPerTransaction" =>
+        {
             usize::try_from(*value).ok()
         }
         _ => None,
