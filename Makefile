@@ -33,7 +33,8 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc
+		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
+		nginx curl python3-systemd
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
