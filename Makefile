@@ -33,7 +33,7 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++
+		libvirtd virsh python3-libvirt c++ pgrep socat logrotate
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit

@@ -16,7 +16,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{SOON, is_root, program, skipped, wait_until};
+use crate::{SOON, is_root, program, skipped, source, wait_until};
 
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -43,6 +43,17 @@ impl Systemd {
     /// If it should boot and does not.
     #[must_use]
     pub fn boot() -> Option<Self> {
+        Self::boot_with(|tree| install(tree, &[]))
+    }
+
+    /// Boots one, over this machine's root file system with what a test puts into a folder laid over it;
+    /// none, where that takes more than the test has.
+    ///
+    /// # Panics
+    ///
+    /// If it should boot and does not.
+    #[must_use]
+    pub fn boot_with(fill: impl FnOnce(&Path)) -> Option<Self> {
         if let Err(lacking) = can_boot() {
             skipped(&format!("to boot a systemd takes {lacking}"));
             return None;
@@ -51,9 +62,10 @@ impl Systemd {
         let folder = folder.expect("a folder can be made");
         let [root, tree] = ["box", "tree"].map(|name| folder.path().join(name));
         fs::create_dir(&root).expect("a folder can be made");
-        install(&tree, &[]);
+        fs::create_dir(&tree).expect("a folder can be made");
+        fill(&tree);
         let log = folder.path().join("log");
-        let mut script = Command::new(below("tests/systemd-box"));
+        let mut script = Command::new(source("tests/systemd-box"));
         script.arg(&root).arg(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
         script.stderr(File::create(&log).expect("a log can be made"));
         let mut script = script.spawn().expect("the script can be started");
@@ -192,7 +204,7 @@ pub fn uninstall(tree: &Path) {
 fn make(tree: &Path, target: &str, variables: &[&str]) {
     let programs = program("fdstashd").parent().expect("a program is in a folder").to_owned();
     let mut make = Command::new("make");
-    make.arg("--directory").arg(below("")).arg(target);
+    make.arg("--directory").arg(source("")).arg(target);
     make.arg(format!("DESTDIR={}", tree.display())).arg(format!("BUILT={}", programs.display()));
     make.args(variables);
     // A make that runs the tests tells its own children of itself.
@@ -200,8 +212,4 @@ fn make(tree: &Path, target: &str, variables: &[&str]) {
     let output = make.output().expect("make can be started");
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "make {target}: {complained}");
-}
-
-fn below(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
