@@ -9,10 +9,11 @@
 //! | --- | --- |
 //! | `<!-- test: in the background -->` | its commands go on while the next block is run, as in a second terminal |
 //! | `<!-- test: refused -->` | its one command must fail, as the page says |
-//! | `<!-- test: in systemd -->` | it is run in a real systemd of the page's own, with fdstash installed and running, since it must not touch that of this machine |
+//! | `<!-- test: in systemd -->` | it is run in a real systemd of the page's own, with fdstash installed and running, since it must not touch that of this machine; `refused in systemd` as above |
 //! | `<!-- test: on a machine with COMMANDS -->` | these are run in that systemd, since the reader's machine has what they make |
 //! | `<!-- test: to install -->` | it is run in a real systemd where only the source is, since it installs |
 //! | `<!-- test: file PATH -->` | it is written to this file; below the folder in which the page's commands are run, or, from `/` on, in that systemd |
+//! | `<!-- test: with FILE of PAGE -->` | there is a file already, as another page has it |
 //! | `<!-- test: where there is PROGRAM -->` | it is run where there is one that the machines of the tests need not have |
 //! | `<!-- test: ran by FILE... -->` | other tests do what it says, since it takes more than a shell, or longer than a test may; that this is true is checked too |
 //! | `<!-- test: all ran by FILE... -->` | so are all blocks of the page |
@@ -30,6 +31,36 @@ fn the_commands_of_the_readme_work() {
 #[test]
 fn the_commands_of_the_tutorial_work() {
     follow("docs/tutorial.md");
+}
+
+#[test]
+fn the_commands_for_servers_that_crash_work() {
+    follow("docs/recovery.md");
+}
+
+#[test]
+fn the_commands_for_logs_work() {
+    follow("docs/logs.md");
+}
+
+#[test]
+fn the_commands_for_rust_work() {
+    follow("docs/rust.md");
+}
+
+#[test]
+fn the_commands_for_containers_work() {
+    follow("docs/containers.md");
+}
+
+#[test]
+fn the_commands_for_a_policy_work() {
+    follow("docs/policy.md");
+}
+
+#[test]
+fn the_commands_for_installing_it_work() {
+    follow("docs/install.md");
 }
 
 #[test]
@@ -57,6 +88,7 @@ fn every_block_is_tried_and_what_is_said_of_it_is_true() {
                 | Tried::Refused
                 | Tried::Background
                 | Tried::InSystemd
+                | Tried::RefusedInSystemd
                 | Tried::ToInstall => assert!(is_commands, "{}: no commands", block.place),
             }
         }
@@ -71,7 +103,7 @@ fn make_test_installs_what_the_pages_need() {
 
     for page in pages() {
         for program in page.needs {
-            let is_seen_to = program == "root" || installed.contains(program.as_str());
+            let is_seen_to = program == "root" || program.starts_with("cargo") || installed.contains(program.as_str());
             assert!(is_seen_to, "{} needs {program}, which make test does not install", page.path);
         }
     }

@@ -42,6 +42,8 @@ pub enum Tried {
     Background,
     /// In a systemd with fdstash installed and running.
     InSystemd,
+    /// There; its one command must fail.
+    RefusedInSystemd,
     /// In the source's folder, in a systemd where nothing is installed yet.
     ToInstall,
     /// Written to this file; where the path is absolute, of that systemd.
@@ -86,6 +88,13 @@ impl Page {
                 let (language, text) = ("sh".to_owned(), format!("{commands}\n"));
                 let tried = Tried::InSystemd;
                 page.blocks.push(Block { place, language, tried, text });
+            } else if let Some((file, other)) =
+                comment.strip_prefix("with ").and_then(|rest| rest.split_once(" of "))
+            {
+                let tried = Tried::File(file.to_owned());
+                let blocks = Self::read(other).blocks.into_iter();
+                let block = blocks.filter(|block| block.tried == tried).next_back();
+                page.blocks.push(block.unwrap_or_else(|| panic!("{place}: {other} has none")));
             } else if let Some(comment) = comment.strip_prefix("all ") {
                 for_all = Some(tried(comment, &place));
             } else {
@@ -109,6 +118,7 @@ fn tried(comment: &str, place: &str) -> Tried {
     match words[..] {
         ["where", "there", "is", program] => Tried::Where(program.to_owned()),
         ["refused"] => Tried::Refused,
+        ["refused", "in", "systemd"] => Tried::RefusedInSystemd,
         ["in", "the", "background"] => Tried::Background,
         ["in", "systemd"] => Tried::InSystemd,
         ["to", "install"] => Tried::ToInstall,

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use fdstash::blocking::Client;
@@ -17,6 +18,9 @@ use rustix::{
 use tempfile::TempDir;
 
 use crate::{SOON, is_root, program, skipped, source, wait_until};
+
+/// How long it may take to boot: a copy of what is installed is made before.
+const BOOT: Duration = Duration::from_secs(60);
 
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -76,7 +80,7 @@ impl Systemd {
         let init = said.trim().parse().unwrap_or_default();
         let mut booted = Self { script, stdin, init, root: None, log, _folder: folder };
         assert_ne!(init, 0, "the script has begun");
-        wait_until(SOON, || booted.run("systemctl is-active --quiet box.target").status.success());
+        wait_until(BOOT, || booted.run("systemctl is-active --quiet box.target").status.success());
         // It has a copy of its own, and this one is large.
         let _ = fs::remove_dir_all(&tree);
         let root = rustix::fs::open(format!("/proc/{init}/root"), PLACE, Mode::empty());
