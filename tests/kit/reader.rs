@@ -42,13 +42,14 @@ const SUDO: &str = "#!/bin/sh\nexec \"$@\"\n";
 /// there, with the programs in its PATH and a daemon to talk to; and a systemd, where the page wants one.
 #[derive(Debug)]
 pub struct Reader {
+    // Ends first: what it keeps can be what somebody in the shell waits for.
+    _daemon: Daemon,
     shell: Group,
     blocks: usize,
     // Where the last block writes.
     said: PathBuf,
     systemd: Option<Systemd>,
     bare_systemd: Option<Systemd>,
-    _daemon: Daemon,
     folder: TempDir,
 }
 

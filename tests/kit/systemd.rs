@@ -17,7 +17,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{SOON, is_root, program, skipped, source, wait_until};
+use crate::{is_root, program, skipped, source, wait_until};
 
 /// How long it may take to boot: a copy of what is installed is made before.
 const BOOT: Duration = Duration::from_secs(60);
