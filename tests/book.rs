@@ -19,7 +19,7 @@
 //! | `<!-- test: all ran by FILE... -->` | so are all blocks of the page |
 //! | `<!-- test: needs PROGRAM... -->` | the page is left out where one of them is not there; `make test` installs them |
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, ffi::OsStr, fs, path::Path, process::Command};
 
 use kit::{Block, Page, Reader, Tried, source};
 
@@ -168,8 +168,8 @@ fn pages() -> Vec<Page> {
     paths.push("python/README.md".to_owned());
     let mut folders = vec!["docs".to_owned()];
     while let Some(folder) = folders.pop() {
-        for file in fs::read_dir(source(&folder)).unwrap().flatten() {
-            let path = format!("{folder}/{}", file.file_name().to_str().unwrap());
+        for file in fs::read_dir(source(&folder)).expect("a folder").flatten() {
+            let path = format!("{folder}/{}", file.file_name().to_string_lossy());
             if file.path().is_dir() {
                 folders.push(path);
             } else if path.ends_with(".md") {
@@ -190,8 +190,8 @@ fn check_ran_by(page: &Page, block: &Block, files: &[String]) {
         })
         .collect();
     // The page itself, where this is a link to it.
-    let page = fs::canonicalize(source(&page.path)).unwrap();
-    let name = page.file_name().unwrap().to_str().unwrap();
+    let page = fs::canonicalize(source(&page.path)).expect("a page is there");
+    let name = page.file_name().and_then(OsStr::to_str).expect("a page has a name");
     let fence = [format!("```{}", block.language), format!("\"{}\"", block.language)];
     let reads_it =
         |text: &String| text.contains(name) && fence.iter().any(|fence| text.contains(fence));
@@ -216,7 +216,8 @@ fn runs_as_make_does(test: &str, target: &str) -> bool {
     // What make says to other makes is not for this one.
     let mut make = Command::new("make");
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-    let told = make.args(["--dry-run", target]).current_dir(source("")).output().unwrap();
+    let told =
+        make.args(["--dry-run", target]).current_dir(source("")).output().expect("make can be run");
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let mut words = told.split_whitespace();
     let example = words.find_map(|word| word.split_once("/examples/"));
