@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::source;
+use crate::below;
 
 /// A page.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Page {
     /// If it is not there, or a comment in it says what nobody understands.
     #[must_use]
     pub fn read(path: &str) -> Self {
-        let text = fs::read_to_string(source(path)).expect("a page is there");
+        let text = fs::read_to_string(below(path)).expect("a page is there");
         let mut page = Self { path: path.to_owned(), needs: Vec::new(), blocks: Vec::new() };
         let mut told = Told::default();
         let mut lines = text.lines().enumerate();

@@ -43,8 +43,29 @@ fn finished(command: Command) -> Command {
         parts.push(ENVIRONMENT);
     }
     parts.retain(|part| !part.is_empty());
-    let text = parts.join("\n\n");
+    let parts = parts.iter().flat_map(|part| part.split("\n\n"));
+    let text = parts.map(flowing).collect::<Vec<_>>().join("\n\n");
     command.after_help(text).mut_subcommands(finished)
+}
+
+/// A paragraph whose lines end where the terminal's do, not where the source's did. What is indented stays
+/// as it is.
+fn flowing(paragraph: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in paragraph.lines() {
+        let goes_on = |last: &&mut String| {
+            let is_text = |line: &str| !line.starts_with(' ') && !line.is_empty();
+            is_text(last) && is_text(line)
+        };
+        match lines.last_mut().filter(goes_on) {
+            Some(last) => {
+                last.push(' ');
+                last.push_str(line);
+            }
+            None => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -63,6 +84,11 @@ mod tests {
             assert!(command.get_about().is_some(), "{name}");
             all.extend(command.get_subcommands().cloned());
         }
+    }
+
+    #[test]
+    fn a_paragraph_flows_and_what_is_indented_does_not() {
+        assert_eq!(flowing("a\nb\n  c\n  d\ne\nf"), "a b\n  c\n  d\ne f");
     }
 
     #[test]

@@ -272,12 +272,8 @@ fn share_with_giver(share: &mut Share, giver: u32) {
 
 /// How many names a transaction may have, if that is what stood against it.
 fn most_names(error: &anyhow::Error) -> Option<usize> {
-    match error.downcast_ref()? {
-        Error::Refused(Refusal::LimitExceeded { limit, value })
-            if limit == "namesPerTransaction" =>
-        {
-            usize::try_from(*value).ok()
-        }
-        _ => None,
-    }
+    let Error::Refused(Refusal::LimitExceeded { limit, value }) = error.downcast_ref()? else {
+        return None;
+    };
+    (limit == "namesPerTransaction").then(|| usize::try_from(*value).ok()).flatten()
 }
