@@ -33,7 +33,7 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++
+		libvirtd virsh python3-libvirt python3-prometheus-client python3-yaml c++
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
@@ -107,12 +107,16 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 UNITS = fdstashd.service fdstashd.socket
+# Of the system's stash alone.
+METRICS = fdstashd-metrics.socket
+OPERATORS = grafana-dashboard.json prometheus-rules.yaml
 # Of what is installed below PREFIX, every file.
 INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
+	lib/systemd/system/$(METRICS) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
-	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
+	$(foreach doc,$(DOCS) $(OPERATORS),share/doc/fdstash/$(doc))
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
@@ -125,6 +129,8 @@ install:
 	@$(MAKE) --no-print-directory install-c
 	@$(MAKE) --no-print-directory install-units FROM=systemd TO=$(LIB)/systemd/system
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
+	install -m 644 systemd/$(METRICS) $(DESTDIR)$(LIB)/systemd/system
+	install -m 644 $(addprefix docs/operators/,$(OPERATORS)) $(DESTDIR)$(DOC)
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \

@@ -89,7 +89,8 @@ impl World {
                 | Effect::Poll(..)
                 | Effect::Unpoll(..)
                 | Effect::Close(_)
-                | Effect::Tell { .. } => {}
+                | Effect::Tell { .. }
+                | Effect::Audit { .. } => {}
             }
         }
         black_box((follows, self.stash.weight(), self.stash.next_due(), self.stash.count()));

@@ -167,7 +167,8 @@ fn came(by: ConnectionId, effects: Effects<u64>) -> Came {
             | Effect::Open { .. }
             | Effect::Poll(..)
             | Effect::Unpoll(..)
-            | Effect::Tell { .. } => {}
+            | Effect::Tell { .. }
+            | Effect::Audit { .. } => {}
         }
     }
     came
