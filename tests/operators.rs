@@ -23,9 +23,9 @@ const START: &str =
 fn running() -> Option<Systemd> {
     let systemd = Systemd::boot()?;
     let place = systemd.path("/run/systemd/system/fdstashd.service.d");
-    fs::create_dir_all(&place).unwrap();
+    fs::create_dir_all(&place).expect("a folder can be made");
     let says_much = "[Service]\nExecStart=\nExecStart=/usr/local/bin/fdstashd --log debug\n";
-    fs::write(place.join("log.conf"), says_much).unwrap();
+    fs::write(place.join("log.conf"), says_much).expect("a drop-in can be written");
     systemd.works(START);
     Some(systemd)
 }
@@ -33,7 +33,7 @@ fn running() -> Option<Systemd> {
 /// What the journal has that matches.
 fn journal(systemd: &Systemd, matches: &str) -> Vec<Value> {
     let said = systemd.works(&format!("journalctl --sync; journalctl --quiet -o json {matches}"));
-    said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    said.lines().map(|line| serde_json::from_str(line).expect("events are JSON")).collect()
 }
 
 #[test]
@@ -241,23 +241,23 @@ fn the_audit_of_the_systems_stash_is_in_the_journal() {
 
 /// A connection to a path, on which nothing is waited for for ever.
 fn connect(at: &Path) -> UnixStream {
-    let stream = UnixStream::connect(at).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    let stream = UnixStream::connect(at).expect("metrics are told there");
+    stream.set_read_timeout(Some(SOON)).expect("a socket has a time limit");
     stream
 }
 
 /// What is answered to a request.
 fn ask(mut stream: impl Read + Write, request: &str) -> String {
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes()).expect("a question is read");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    stream.read_to_string(&mut answer).expect("an answer ends");
     answer
 }
 
 /// The text of the metrics at a path.
 fn metrics_text(at: &Path) -> String {
     let answer = ask(connect(at), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+    let (head, text) = answer.split_once("\r\n\r\n").expect("an answer has a head");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}", text.len())), "{head}");
@@ -269,15 +269,15 @@ fn metrics(at: &Path) -> BTreeMap<String, f64> {
     let text = metrics_text(at);
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let split = |line: &str| {
-        let (key, value) = line.rsplit_once(' ').unwrap();
-        (key.to_owned(), value.parse().unwrap())
+        let (key, value) = line.rsplit_once(' ').expect("a metric has a value");
+        (key.to_owned(), value.parse().expect("a value is a number"))
     };
     lines.map(split).collect()
 }
 
 /// A daemon that tells metrics, and where.
 fn watched() -> (tempfile::TempDir, PathBuf, Daemon) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder can be made");
     let at = folder.path().join("metrics");
     let place = format!("unix:{}", at.display());
     let daemon = Daemon::builder().args(&["--metrics", &place]).own_program().spawn();
@@ -391,10 +391,10 @@ fn python(program: &str, text: &str) -> String {
     let mut python = Command::new("/usr/bin/python3");
     python.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut python = python.spawn().expect("`make test` installs it");
-    python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = python.wait_with_output().unwrap();
+    python.stdin.take().expect("its input is a pipe").write_all(text.as_bytes()).expect("it reads");
+    let output = python.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{text}");
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("it writes text")
 }
 
 /// The metrics that a text names.

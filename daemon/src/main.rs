@@ -52,6 +52,7 @@ mod steps;
 mod store;
 mod systemd;
 mod targets;
+mod told;
 mod turns;
 
 use std::{io::Write, panic, process::ExitCode};

@@ -319,7 +319,7 @@ mod tests {
     fn what_takes_time_is_counted_up_to_the_first_bound_that_it_does_not_exceed() {
         let mut durations = Durations::default();
 
-        [0, 10, 11, 10_000_000, 10_000_001].map(|usec| durations.note(usec));
+        [0, 10, 11, 10_000_000, 10_000_001].into_iter().for_each(|usec| durations.note(usec));
 
         assert_eq!(durations.buckets, [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!(durations.usec, 20_000_022);

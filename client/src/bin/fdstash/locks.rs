@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use fdstash::{Entry, Handed, Name, Pattern, blocking::Client};
+use fdstash::{Handed, Name, blocking::Client};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
@@ -28,13 +28,16 @@ use rustix::{
 
 use crate::{
     Door,
+    chosen::{self, Choice, choice},
+    show::entry_of,
     table::{Table, terminal_width},
+    words::quoted,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   fdstash locks vm7-disk0
-  fdstash locks vm7-disk0 vm7-disk1 --json | jq .meaning
+  fdstash locks 'vm7-*' --json | jq .meaning
   fdstash locks vm7-disk0 --clear    # when the VMM is dead
 
 Shown are the locks of the open file description that is kept: those of F_OFD_SETLK (ofd), which
@@ -43,15 +46,18 @@ has one: so they stay when the program that took them is killed, and nobody else
 A program that got a description of its own (--fresh, or by a reopen) leaves none behind.
 
 --clear frees all of them, also those that a living program relies on: see to it first that whoever
-has had a duplicate is dead. That is for the user who gave the entry, and for root.";
+has had a duplicate is dead. That is for the user who gave the entry, and for root.
+
+A NAME with '*' (any characters) or '?' (one character) in it is a pattern, and stands for all entries
+that match: put it in quotes, so that the shell leaves it alone. One that no entry matches is an error.";
 
 /// Show which locks stand on what is kept, and free those that a dead program has left
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Locks {
     /// Of which ones
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<Name>,
+    #[arg(required = true, value_name = "NAME", value_parser = choice)]
+    names: Vec<Choice>,
 
     /// Write one JSON object a lock
     #[arg(long, conflicts_with = "clear")]
@@ -66,9 +72,10 @@ impl Locks {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         let mut client = door.connect()?;
         // Duplicates, which share the description, and so its locks, with what is kept.
-        let copies = client.copy(&self.names)?;
+        let names = chosen::names(&mut client, &self.names)?;
+        let copies = client.copy(&names)?;
         if self.clear {
-            for name in &self.names {
+            for name in &names {
                 check_giver(&mut client, name)?;
             }
             return clear(&copies);
@@ -96,11 +103,11 @@ fn table(rows: &[(&Name, Vec<Lock>)]) -> Table {
     let mut table = Table::new(&["NAME", "KIND", "MODE", "START", "END", "MEANING"]);
     for (name, locks) in rows {
         if locks.is_empty() {
-            table.push([name.to_string(), "no locks".to_owned()]);
+            table.push([quoted(name.as_str()), "no locks".to_owned()]);
         }
         for lock in locks {
             table.push([
-                name.to_string(),
+                quoted(name.as_str()),
                 lock.kind.as_str().to_owned(),
                 lock.mode.as_str().to_owned(),
                 lock.start.to_string(),
@@ -115,10 +122,7 @@ fn table(rows: &[(&Name, Vec<Lock>)]) -> Table {
 /// Whether who calls may free the locks of an entry. A guard against mistakes and no wall: whoever may
 /// copy an entry has the power to do so.
 fn check_giver(client: &mut Client, name: &Name) -> anyhow::Result<()> {
-    // A name may have a '*' or '?' in it, and then matches others too.
-    let listed = client.list(&Pattern::new(name.as_str())?)?;
-    let entry: Option<Entry> = listed.into_iter().find(|entry| entry.name == *name);
-    let giver = entry.with_context(|| format!("entry {name:?} is gone meanwhile"))?.giver;
+    let giver = entry_of(client, name)?.giver;
     let own = geteuid();
     anyhow::ensure!(
         own.is_root() || own.as_raw() == giver.uid,
@@ -167,7 +171,7 @@ fn free(fd: &OwnedFd, locks: &[Lock]) -> io::Result<()> {
 }
 
 /// The locks of the open file description, as the kernel tells whoever holds a duplicate of it.
-fn locks_of(name: &Name, fd: impl AsFd) -> anyhow::Result<Vec<Lock>> {
+pub(crate) fn locks_of(name: &Name, fd: impl AsFd) -> anyhow::Result<Vec<Lock>> {
     let path = format!("/proc/self/fdinfo/{}", DecInt::from_fd(fd).as_str());
     let locks = fs::read_to_string(path).map_err(anyhow::Error::from);
     let locks = locks.and_then(|fdinfo| read_locks(&fdinfo));
@@ -207,7 +211,7 @@ fn read_lock(line: &str) -> anyhow::Result<Option<Lock>> {
 
 /// A lock of an open file description.
 #[derive(Debug, PartialEq, Eq)]
-struct Lock {
+pub(crate) struct Lock {
     kind: Kind,
     mode: Mode,
     /// Its first byte.
@@ -249,6 +253,13 @@ impl Mode {
 }
 
 impl Lock {
+    /// For people, in a line.
+    pub(crate) fn tell(&self) -> String {
+        let end = self.end.map_or_else(|| "EOF".to_owned(), |end| end.to_string());
+        let meaning = self.meaning().map(|meaning| format!(" ({meaning})")).unwrap_or_default();
+        format!("{} {} {}-{end}{meaning}", self.kind.as_str(), self.mode.as_str(), self.start)
+    }
+
     /// What it says to QEMU, which has a byte for each thing that it does to an image, and one for each
     /// that it lets nobody else do, and locks them for reading. Bytes beside each other are one lock to
     /// the kernel. The last of each was that of QEMU 6.1 and before.
@@ -271,7 +282,7 @@ impl Lock {
     }
 
     /// One line of JSON.
-    fn to_json(&self, name: &Name) -> String {
+    pub(crate) fn to_json(&self, name: &Name) -> String {
         // A name is printable ASCII, which Rust and JSON quote alike; the rest are words of ours.
         let (name, kind, mode) = (name.as_str(), self.kind.as_str(), self.mode.as_str());
         let end = self.end.map(|end| format!(r#","end":{end}"#)).unwrap_or_default();

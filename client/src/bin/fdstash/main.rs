@@ -1,18 +1,33 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+// But for kcmp.rs.
+#![deny(unsafe_code)]
 
+mod arrival;
+mod chosen;
 mod close;
+mod completions;
 mod descriptor;
+mod doctor;
 mod give;
+mod help;
+mod import_s6;
+mod kcmp;
 mod list;
+mod listen;
 mod locks;
+mod names;
 mod policy;
+mod progress;
 mod qemu;
 mod reopen;
 mod run;
+mod show;
+mod spawn;
+mod stage;
 mod status;
 mod table;
 mod take;
+mod transfer;
 mod watch;
 mod words;
 
@@ -48,19 +63,20 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  Keep a disk image open for reading and writing, whatever becomes of its path:
-    fdstash give vm7-disk0 /var/lib/images/vm7.img
-  Have the stash open the very same file again past the page cache:
-    fdstash reopen vm7-disk0 --direct on
-  Run a program with it as its standard input; the stash lets go when the program has it:
-    fdstash take vm7-disk0 -- sha256sum
-  See what there is, and what changes:
-    fdstash list 'vm7-*'
-    fdstash watch 'vm7-*'
+  # Keep a disk image open for reading and writing, whatever becomes of its path:
+  fdstash give vm7-disk0 /var/lib/images/vm7.img
+  # Have the stash open the very same file again past the page cache:
+  fdstash reopen vm7-disk0 --direct on
+  # Run a program with it as its standard input; the stash lets go when the program has it:
+  fdstash take vm7-disk0 -- sha256sum
+  # See what there is, and what changes:
+  fdstash list 'vm7-*'
+  fdstash watch 'vm7-*'
+  # See all about one, and find out why something does not work:
+  fdstash show vm7-disk0
+  fdstash doctor
 
-Exit codes: 0 done, 1 refused or failed, 2 called wrongly, 3 no daemon there.
-After `take` and `reopen` have run a COMMAND: its own, or 128 and the number of the signal that
-ended it; 126 if it could not be run, 127 if it was not found.";
+Each command has examples of its own: fdstash give --help";
 
 #[derive(Subcommand)]
 enum Verb {
@@ -69,17 +85,38 @@ enum Verb {
     Close(close::Close),
     Reopen(reopen::Reopen),
     List(list::List),
+    Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Transfer(transfer::Transfer),
+    ImportS6(import_s6::ImportS6),
     Policy(policy::Policy),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
+    Listen(listen::Listen),
+    Run(run::Run),
+    #[command(name = "become")]
+    Stage(stage::Stage),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Complete(completions::Complete),
 }
 
 /// Where the daemon is.
 struct Door(Option<PathBuf>);
 
 impl Door {
+    /// The path of its socket.
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(fdstash::default_socket)
+    }
+
+    /// Whether the call of the command says where.
+    fn is_named(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn connect(&self) -> Result<Client, fdstash::Error> {
         match &self.0 {
             Some(socket) => Client::connect_to(socket),
@@ -101,7 +138,7 @@ impl fmt::Display for Misuse {
 impl Error for Misuse {}
 
 fn main() -> ExitCode {
-    let Cli { socket, verb } = Cli::parse();
+    let Cli { socket, verb } = help::parse();
     let door = Door(socket);
     let outcome = match verb {
         Verb::Give(give) => give.run(&door),
@@ -109,11 +146,20 @@ fn main() -> ExitCode {
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
+        Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Transfer(transfer) => transfer.run(&door),
+        Verb::ImportS6(import) => import.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
+        Verb::Stage(stage) => stage.run(),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Complete(complete) => complete.run(),
     };
     outcome.unwrap_or_else(|error| report(&error))
 }

@@ -114,6 +114,7 @@ pub(crate) enum Performed {
     Poll,
     Unpoll,
     Close(Vec<u64>),
+    Forget,
     Tell(Box<Told>),
     Audit { by: Option<ConnectionId>, done: Vec<(Deed, EntryId, Name)> },
 }
@@ -292,6 +293,7 @@ impl Moment {
                 | Performed::Open { .. }
                 | Performed::Poll
                 | Performed::Unpoll
+                | Performed::Forget
                 | Performed::Close(_)
                 | Performed::Tell(_) => (None, [].as_slice()),
             };
@@ -322,6 +324,7 @@ impl Performed {
             | Self::Open { .. }
             | Self::Poll
             | Self::Unpoll { .. }
+            | Self::Forget
             | Self::Close(_)
             | Self::Tell(_)
             | Self::Audit { .. } => None,
@@ -345,6 +348,7 @@ impl Performed {
             | Self::Open { .. }
             | Self::Poll
             | Self::Unpoll
+            | Self::Forget
             | Self::Close(_)
             | Self::Tell(_)
             | Self::Audit { .. } => Vec::new(),
@@ -361,6 +365,7 @@ impl Performed {
             | Self::Open { .. }
             | Self::Poll
             | Self::Unpoll { .. }
+            | Self::Forget
             | Self::Close(_)
             | Self::Tell(_)
             | Self::Audit { .. } => &[],
