@@ -39,6 +39,21 @@ fn the_commands_for_qemu_work() {
 }
 
 #[test]
+fn the_commands_for_restarts_work() {
+    follow("docs/zero-downtime.md");
+}
+
+#[test]
+fn the_commands_for_moving_work() {
+    follow("docs/moving.md");
+}
+
+#[test]
+fn the_commands_for_operators_work() {
+    follow("docs/operators.md");
+}
+
+#[test]
 fn the_commands_for_servers_that_crash_work() {
     follow("docs/recovery.md");
 }
