@@ -33,7 +33,8 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++ zsh fish mandoc
+		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
+		nginx curl python3-systemd
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
@@ -61,9 +62,11 @@ fuzz:
 	@tests/need c++ cargo
 	@fuzz/run $(SECONDS)
 
-# The programs first: the end-to-end tests run them, also one that dies at every step.
+# The programs first: the end-to-end tests run them, also one that dies at every step. Where there is no
+# varlinkctl that passes descriptors on, and none can be had, what needs it is not tested.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
 unit:
+	@tests/varlinkctl $(or $(CARGO_TARGET_DIR),target)/varlinkctl || echo "tests/varlinkctl.rs will skip its tests"
 	$(CARGO) build --workspace $(IMAGO) --lib --bins --examples
 	$(CARGO) build --package fdstashd --features crash-steps --target-dir $(STEPS)
 	$(CARGO) test --workspace $(IMAGO)
@@ -117,6 +120,7 @@ UNITS = fdstashd.service fdstashd.socket
 INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
+	$(foreach for,system user,lib/systemd/$(for)/fdstashd.socket.d/since-262.conf) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc)) \
 	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
@@ -172,10 +176,13 @@ install-units:
 	if [ "$(or $(SYSTEMD),999)" -lt 253 ]; then \
 	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.service.d systemd/before-253.conf; \
 	else rm -f $(DESTDIR)$(TO)/fdstashd.service.d/before-253.conf; fi
+	if [ "$(or $(SYSTEMD),999)" -ge 262 ]; then \
+	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.socket.d systemd/since-262.conf; \
+	else rm -f $(DESTDIR)$(TO)/fdstashd.socket.d/since-262.conf; fi
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
-	for folder in $(LIB)/systemd/system/fdstashd.service.d $(LIB)/systemd/user/fdstashd.service.d $(DOC); do \
+	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) $(DOC); do \
 	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done
 
 clean:

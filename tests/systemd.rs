@@ -74,8 +74,11 @@ fn what_is_installed_is_all_removed_again() {
     let tree = folder.path().join("tree");
 
     let before_253 = "usr/local/lib/systemd/system/fdstashd.service.d/before-253.conf";
+    let since_262 = "usr/local/lib/systemd/system/fdstashd.socket.d/since-262.conf";
+    install(&tree, &["SYSTEMD=262"]);
+    assert!(tree.join(since_262).exists());
     install(&tree, &["SYSTEMD=252"]);
-    assert!(tree.join(before_253).exists());
+    assert!(tree.join(before_253).exists() && !tree.join(since_262).exists());
     install(&tree, &["SYSTEMD=253"]);
     assert!(!tree.join(before_253).exists());
 

@@ -41,15 +41,21 @@ pub(crate) fn leaving_open<'a>(
 /// Has signals do what they do by themselves, whatever whoever started this program has made of them:
 /// where SIGCHLD is ignored, the death of a server is told to nobody. But SIGXFSZ is ignored, so that
 /// a limit on the size of files is an error of the call that meets it, and not the end of each server.
-/// SIGINT stays ignored where it is, as in what a shell has started in the background.
+/// SIGINT stays ignored where it is, as in what a shell has started in the background. SIGHUP has a handler,
+/// which is never called where it is waited for: while it is, the kernel does not tell others that it is
+/// blocked, and systemd (262) starts no service that it reloads by a signal which would end it.
 #[expect(unsafe_code, reason = "no safe function says what signals do")]
 pub(crate) fn settle_signals() {
+    extern "C" fn is_heard(_: libc::c_int) {}
     for signal in AWAITED.into_iter().filter(|signal| *signal != Signal::INT) {
-        // SAFETY: no handler is set, neither here nor before, since this process has just begun.
+        // SAFETY: no handler is set, and none was before, since this process has just begun.
         unsafe { libc::signal(signal.as_raw(), libc::SIG_DFL) };
     }
     // SAFETY: the same.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let handler: extern "C" fn(libc::c_int) = is_heard;
+    // SAFETY: it does nothing, so it may interrupt anything.
+    unsafe { libc::signal(libc::SIGHUP, handler as libc::sighandler_t) };
 }
 
 /// Closes this process to the others of its user: none of them may look at its descriptors (`/proc`),

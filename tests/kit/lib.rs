@@ -45,13 +45,13 @@ pub use crate::{
     libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
-    program::{install_program, install_script, program, program_with_steps},
+    program::{install_program, install_script, program, program_with_steps, varlinkctl},
     qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     refusal::{denied, errno_name, exceeded, not_found, refusal},
     steps::Steps,
-    systemd::{Systemd, install, uninstall},
+    systemd::{Systemd, below, install, uninstall},
     user::{User, can_be_others},
 };
 

@@ -202,6 +202,8 @@ fn make(tree: &Path, target: &str, variables: &[&str]) {
     assert!(output.status.success(), "make {target}: {complained}");
 }
 
-fn below(path: &str) -> PathBuf {
+/// A path below the workspace.
+#[must_use]
+pub fn below(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }

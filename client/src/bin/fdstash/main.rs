@@ -1,26 +1,38 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+// But for kcmp.rs.
+#![deny(unsafe_code)]
 
+mod arrival;
 mod chosen;
 mod close;
 mod completions;
 mod descriptor;
+mod doctor;
 mod give;
 mod help;
+mod import_s6;
+mod kcmp;
 mod list;
+mod listen;
 mod locks;
+mod names;
 mod policy;
 mod progress;
 mod qemu;
 mod reopen;
 mod run;
+mod show;
+mod spawn;
+mod stage;
 mod status;
 mod table;
 mod take;
+mod transfer;
 mod watch;
 mod words;
 
 use std::{
+    env,
     error::Error,
     fmt,
     io::{self, Write},
@@ -61,6 +73,9 @@ Examples:
   # See what there is, and what changes:
   fdstash list 'vm7-*'
   fdstash watch 'vm7-*'
+  # See all about one, and find out why something does not work:
+  fdstash show vm7-disk0
+  fdstash doctor
 
 Each command has examples of its own: fdstash give --help";
 
@@ -71,11 +86,19 @@ enum Verb {
     Close(close::Close),
     Reopen(reopen::Reopen),
     List(list::List),
+    Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Transfer(transfer::Transfer),
+    ImportS6(import_s6::ImportS6),
     Policy(policy::Policy),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
+    Listen(listen::Listen),
+    Run(run::Run),
+    #[command(name = "become")]
+    Stage(stage::Stage),
     Completions(completions::Completions),
     #[command(hide = true)]
     Complete(completions::Complete),
@@ -85,6 +108,16 @@ enum Verb {
 struct Door(Option<PathBuf>);
 
 impl Door {
+    /// The path of its socket.
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(fdstash::default_socket)
+    }
+
+    /// Whether the call of the command says where.
+    fn is_named(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn connect(&self) -> Result<Client, fdstash::Error> {
         match &self.0 {
             Some(socket) => Client::connect_to(socket),
@@ -114,19 +147,26 @@ fn main() -> ExitCode {
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
+        Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Transfer(transfer) => transfer.run(&door),
+        Verb::ImportS6(import) => import.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
+        Verb::Stage(stage) => stage.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),
     };
-    outcome.unwrap_or_else(|error| report(&error))
+    outcome.unwrap_or_else(|error| report(&error, &door))
 }
 
 /// Says what went wrong and what to do about it, and tells the exit code.
-fn report(error: &anyhow::Error) -> ExitCode {
+fn report(error: &anyhow::Error, door: &Door) -> ExitCode {
     // Whoever read our output has seen enough.
     if error
         .downcast_ref()
@@ -148,7 +188,16 @@ fn report(error: &anyhow::Error) -> ExitCode {
         complain(format_args!("{advice}"));
     }
     let is_nobody_there = matches!(refused, fdstash::Error::NoDaemon { .. });
+    if is_nobody_there {
+        complain(format_args!("{}`fdstash doctor` looks for what is wrong", origin(door)));
+    }
     ExitCode::from(if is_nobody_there { NO_DAEMON } else { REFUSED })
+}
+
+/// Where it stands which socket that is, if somebody may have forgotten it.
+fn origin(door: &Door) -> &'static str {
+    let is_set = env::var_os("FDSTASH_SOCKET").is_some_and(|socket| !socket.is_empty());
+    if is_set && !door.is_named() { "the socket is that of $FDSTASH_SOCKET; " } else { "" }
 }
 
 /// Writes a line to standard error; where that is gone, there is nobody left to tell.
