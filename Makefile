@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header reference bench peers contender soak install uninstall clean
+.PHONY: all demo demo-qemu test docs lint deny unit fuzz header reference bench peers contender soak install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -34,11 +34,16 @@ test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
 		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
-		nginx curl python3-systemd
+		nginx curl python3-systemd pgrep socat logrotate
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
 	$(MAKE) fuzz SECONDS=5
+
+# The book, into target/book. Its links are checked by a test, without mdBook.
+docs:
+	@tests/need python3
+	@tests/mdbook build --dest-dir $(or $(CARGO_TARGET_DIR),target)/book
 
 # The gates that need no daemon. STRICT=1 makes an error of every warning: for continuous integration,
 # whose Rust is known, since each version warns of something else.
@@ -122,9 +127,11 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.socket.d/since-262.conf) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
-	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc)) \
+	$(foreach doc,$(DOCS) $(BOOK),share/doc/fdstash/$(doc)) \
 	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
+# The book's own pages, and what it shows.
+BOOK = $(wildcard docs/*.md docs/reference/*.md docs/*.svg)
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 PAGES = $(notdir $(wildcard docs/man/*))
@@ -145,6 +152,7 @@ install:
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
 		systemd/policy.toml $(DESTDIR)$(DOC)
+	for page in $(BOOK); do install -D -m 644 $$page $(DESTDIR)$(DOC)/$$page || exit; done
 	for page in $(PAGES); do \
 	  install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} docs/man/$$page || exit; done
 	@$(MAKE) --no-print-directory install-completions FROM=client/src/bin/fdstash/completions
@@ -182,7 +190,8 @@ install-units:
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
-	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) $(DOC); do \
+	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) \
+	  $(DOC)/docs/reference $(DOC)/docs $(DOC); do \
 	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done
 
 clean:

@@ -381,7 +381,7 @@ fn a_user_has_one_too() {
         ))
     };
 
-    by_user("systemctl --user enable --now --quiet fdstashd.socket");
+    by_user("systemctl --user enable --now fdstashd.socket");
     by_user("fdstash give a /etc/machine-id");
     by_user("fdstash reopen a --sync on");
 

@@ -80,6 +80,7 @@ Examples:
 Each command has examples of its own: fdstash give --help";
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Verb {
     Give(give::Give),
     Take(take::Take),
