@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header reference bench peers contender soak install uninstall clean
+.PHONY: all demo demo-qemu test docs lint deny unit fuzz header reference bench peers contender soak install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -33,11 +33,17 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++ zsh fish mandoc nginx curl python3-systemd
+		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
+		nginx curl python3-systemd python3-prometheus-client python3-yaml pgrep socat logrotate jq
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
 	$(MAKE) fuzz SECONDS=5
+
+# The book, into target/book. Its links are checked by a test, without mdBook.
+docs:
+	@tests/need python3
+	@tests/mdbook build --dest-dir $(or $(CARGO_TARGET_DIR),target)/book
 
 # The gates that need no daemon. STRICT=1 makes an error of every warning: for continuous integration,
 # whose Rust is known, since each version warns of something else.
@@ -61,9 +67,11 @@ fuzz:
 	@tests/need c++ cargo
 	@fuzz/run $(SECONDS)
 
-# The programs first: the end-to-end tests run them, also one that dies at every step.
+# The programs first: the end-to-end tests run them, also one that dies at every step. Where there is no
+# varlinkctl that passes descriptors on, and none can be had, what needs it is not tested.
 STEPS = $(or $(CARGO_TARGET_DIR),target)/crash-steps
 unit:
+	@tests/varlinkctl $(or $(CARGO_TARGET_DIR),target)/varlinkctl || echo "tests/varlinkctl.rs will skip its tests"
 	$(CARGO) build --workspace $(IMAGO) --lib --bins --examples
 	$(CARGO) build --package fdstashd --features crash-steps --target-dir $(STEPS)
 	$(CARGO) test --workspace $(IMAGO)
@@ -113,14 +121,20 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 UNITS = fdstashd.service fdstashd.socket
+# Of the system's stash alone.
+METRICS = fdstashd-metrics.socket
 # Of what is installed below PREFIX, every file.
 INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
+	$(foreach for,system user,lib/systemd/$(for)/fdstashd.socket.d/since-262.conf) \
+	lib/systemd/system/$(METRICS) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
-	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc)) \
+	$(foreach doc,$(DOCS) $(BOOK),share/doc/fdstash/$(doc)) \
 	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
+# The book's own pages, and what it shows.
+BOOK = $(wildcard docs/*.md docs/reference/*.md docs/operators/* docs/*.svg)
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 PAGES = $(notdir $(wildcard docs/man/*))
@@ -137,10 +151,12 @@ install:
 	@$(MAKE) --no-print-directory install-c
 	@$(MAKE) --no-print-directory install-units FROM=systemd TO=$(LIB)/systemd/system
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
+	install -m 644 systemd/$(METRICS) $(DESTDIR)$(LIB)/systemd/system
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
 		systemd/policy.toml $(DESTDIR)$(DOC)
+	for page in $(BOOK); do install -D -m 644 $$page $(DESTDIR)$(DOC)/$$page || exit; done
 	for page in $(PAGES); do \
 	  install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} docs/man/$$page || exit; done
 	@$(MAKE) --no-print-directory install-completions FROM=client/src/bin/fdstash/completions
@@ -172,10 +188,14 @@ install-units:
 	if [ "$(or $(SYSTEMD),999)" -lt 253 ]; then \
 	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.service.d systemd/before-253.conf; \
 	else rm -f $(DESTDIR)$(TO)/fdstashd.service.d/before-253.conf; fi
+	if [ "$(or $(SYSTEMD),999)" -ge 262 ]; then \
+	  install -D -m 644 -t $(DESTDIR)$(TO)/fdstashd.socket.d systemd/since-262.conf; \
+	else rm -f $(DESTDIR)$(TO)/fdstashd.socket.d/since-262.conf; fi
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
-	for folder in $(LIB)/systemd/system/fdstashd.service.d $(LIB)/systemd/user/fdstashd.service.d $(DOC); do \
+	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) \
+	  $(DOC)/docs/reference $(DOC)/docs/operators $(DOC)/docs $(DOC); do \
 	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done
 
 clean:

@@ -183,6 +183,10 @@ fn what_is_listed_for_people_has_the_names_and_what_they_are() {
     assert!(listed.contains("regular") && !listed.contains("other"), "{listed}");
     assert!(long.contains("REVISION") && long.contains("other"), "{long}");
     assert!(status.contains("fdstashd") && status.contains("2 of at most"), "{status}");
+    let (server, keeper) = daemon.server();
+    let (server, keeper) = (server.as_raw_pid(), keeper.as_raw_pid());
+    let processes = format!("\nprocesses     {server} serves, {keeper} keeps\n");
+    assert!(status.contains(&processes), "{status}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use kit::{
     pattern, program, skipped, wait_until,
 };
 use rustix::{
+    fs::{XattrFlags, getxattr, setxattr},
     path::DecInt,
     process::{Pid, Signal, kill_process},
 };
@@ -112,6 +113,33 @@ fn everybody_may_connect() {
 
     assert!(socket.file_type().is_socket());
     assert_eq!(socket.permissions().mode() & 0o777, 0o666);
+}
+
+#[test]
+fn its_socket_says_that_it_is_of_a_varlink_service_where_the_kernel_lets_it() {
+    let daemon = Daemon::spawn();
+    let other = daemon.path("other");
+    let _listener = UnixListener::bind(&other).unwrap();
+    if let Err(error) = setxattr(&other, "user.varlink", b"entrypoint", XattrFlags::empty()) {
+        return skipped(&format!("sockets have no attributes here: {error}"));
+    }
+
+    let mut role = [0; 32];
+    let length = getxattr(daemon.socket(), "user.varlink", &mut role).unwrap();
+
+    assert_eq!(&role[..length], b"entrypoint");
+}
+
+#[test]
+fn systemd_sees_that_a_reload_would_not_end_it() {
+    let daemon = Daemon::spawn();
+
+    // As systemd 262 looks, before it lets a service start that it reloads by SIGHUP.
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_pid())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+
+    assert_eq!(caught & 1, 1, "it catches {caught:x}");
 }
 
 #[test]

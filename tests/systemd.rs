@@ -74,8 +74,11 @@ fn what_is_installed_is_all_removed_again() {
     let tree = folder.path().join("tree");
 
     let before_253 = "usr/local/lib/systemd/system/fdstashd.service.d/before-253.conf";
+    let since_262 = "usr/local/lib/systemd/system/fdstashd.socket.d/since-262.conf";
+    install(&tree, &["SYSTEMD=262"]);
+    assert!(tree.join(since_262).exists());
     install(&tree, &["SYSTEMD=252"]);
-    assert!(tree.join(before_253).exists());
+    assert!(tree.join(before_253).exists() && !tree.join(since_262).exists());
     install(&tree, &["SYSTEMD=253"]);
     assert!(!tree.join(before_253).exists());
 
@@ -85,6 +88,7 @@ fn what_is_installed_is_all_removed_again() {
         "bin/fdstashd",
         "lib/systemd/system/fdstashd.service",
         "lib/systemd/system/fdstashd.socket",
+        "lib/systemd/system/fdstashd-metrics.socket",
         "lib/systemd/user/fdstashd.service",
         "lib/systemd/user/fdstashd.socket",
         "lib/sysusers.d/fdstash.conf",
@@ -378,7 +382,7 @@ fn a_user_has_one_too() {
         ))
     };
 
-    by_user("systemctl --user enable --now --quiet fdstashd.socket");
+    by_user("systemctl --user enable --now fdstashd.socket");
     by_user("fdstash give a /etc/machine-id");
     by_user("fdstash reopen a --sync on");
 

@@ -4,12 +4,17 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{Seek, SeekFrom},
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
 
 use fdstash::{Access, Entry, Gift, Labels, Share, blocking::Client};
+use fdstash_proto::socket::{self, Received};
 use kit::{
     Daemon, Random, SOON, User, can_be_others, file, gift, identity, listed, names, null, nulls,
     only, pattern, program, seed, wait_until,
@@ -232,6 +237,85 @@ fn more_than_one_message_carries_moves_at_once() {
 
     assert_eq!(revision(&to), (500, Some(entry(&mut to.client(), "n499").revision)), "one commit");
     assert_eq!(listed(&mut from.client()), [""; 0]);
+}
+
+#[test]
+fn who_is_killed_before_from_lets_go_leaves_both_with_it_and_the_next_transfer_finishes() {
+    let [from, to] = [Daemon::spawn(), Daemon::spawn()];
+    from.client().give(&[gift("a", null()), gift("b", null())]).unwrap();
+    let (reached, commits) = mpsc::channel();
+    let between = from.path("between");
+    relay(&between, from.socket(), move || reached.send(()).unwrap_or_default());
+    let mut command = Command::new(program("fdstash"));
+    let mut moving = command.arg("transfer").args([&between, to.socket()]).spawn().unwrap();
+
+    commits.recv_timeout(SOON).expect("it comes to the commit");
+    moving.kill().unwrap();
+    moving.wait().unwrap();
+
+    assert_eq!(listed(&mut from.client()), ["a", "b"]);
+    assert_eq!(listed(&mut to.client()), ["a", "b"]);
+    let [moved, _] = works(&mut transfer(&from, &to, &[]));
+    assert_eq!(moved, "moved 2, 2 of which were there already\n");
+    assert_eq!(listed(&mut from.client()), [""; 0]);
+    assert_eq!(listed(&mut to.client()), ["a", "b"]);
+}
+
+#[test]
+fn a_transfer_finishes_by_itself_where_from_is_killed_before_it_lets_go() {
+    let [from, to] = [Daemon::spawn(), Daemon::spawn()];
+    from.client().give(&[gift("a", null()), gift("b", null())]).unwrap();
+    let server = from.server().0;
+    let between = from.path("between");
+    relay(&between, from.socket(), move || {
+        kill_process(server, Signal::KILL).expect("the server can be killed");
+    });
+    let mut command = Command::new(program("fdstash"));
+
+    let [moved, _] = works(command.arg("transfer").args([&between, to.socket()]));
+
+    assert_eq!(moved, "moved 2\n");
+    assert_eq!(listed(&mut from.client()), [""; 0]);
+    assert_eq!(listed(&mut to.client()), ["a", "b"]);
+}
+
+/// Listens at a path, and passes on what comes there and what is answered; but the first Commit, which ends
+/// its connection when something else has been done.
+fn relay(at: &Path, to: &Path, instead: impl FnOnce() + Send + 'static) {
+    let listener = UnixListener::bind(at).expect("a socket can be made");
+    let instead = Arc::new(Mutex::new(Some(instead)));
+    let to = to.to_owned();
+    thread::spawn(move || {
+        for here in listener.incoming().map_while(Result::ok) {
+            let Ok(there) = UnixStream::connect(&to) else { continue };
+            let [back, forth] = [&here, &there].map(|end| end.try_clone().expect("a duplicate"));
+            let instead = Arc::clone(&instead);
+            thread::spawn(move || pass_on(&there, &back, |_| false));
+            thread::spawn(move || {
+                pass_on(&here, &forth, |bytes| {
+                    let is_commit = bytes.windows(6).any(|word| word == b"Commit");
+                    let instead = is_commit
+                        .then(|| instead.lock().expect("nobody has failed").take())
+                        .flatten();
+                    instead.map(|act| act()).is_some()
+                });
+            });
+        }
+    });
+}
+
+/// Passes on what comes from one to the other, with descriptors, until the end or a message that is the last.
+fn pass_on(from: &UnixStream, to: &UnixStream, is_last: impl Fn(&[u8]) -> bool) {
+    let (mut buffer, mut fds) = (vec![0; 1 << 16], Vec::new());
+    while let Ok(Received::Bytes(count)) = socket::receive(from, &mut buffer, &mut fds) {
+        if is_last(&buffer[..count]) || socket::send(to, &buffer[..count], &fds).is_err() {
+            break;
+        }
+        fds.clear();
+    }
+    for end in [from, to] {
+        let _ = end.shutdown(Shutdown::Both);
+    }
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! [`Error`]: why a call did not do what it was asked.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
-use fdstash_proto::{BadName, Hangup, MAX_DESCRIPTORS, Name, Peer, Refusal, reply::Refused};
+use fdstash_proto::{BadName, Hangup, Name, Peer, Refusal, reply::Refused};
+
+use crate::advice;
 
 /// Why a call did not do what it was asked.
 ///
@@ -138,8 +137,10 @@ impl Error {
     #[must_use]
     pub fn advice(&self) -> Option<String> {
         match self {
-            Self::Refused(refusal) => advice_on_refusal(refusal).map(str::to_owned),
-            Self::NoDaemon { socket, source } => Some(advice_on_reaching(socket, source)),
+            Self::Refused(refusal) => advice::on_refusal(refusal),
+            Self::NoDaemon { socket, source } => {
+                Some(advice::on_reaching(socket, source, advice::unit_for(socket)))
+            }
             Self::ConnectionLost { may_be_done: true } => {
                 Some("list the entries to see whether it was carried out".into())
             }
@@ -156,7 +157,7 @@ impl Error {
             Self::UnknownRefusal { .. } | Self::Protocol(_) => {
                 Some("compare the versions of the daemon and of this program".into())
             }
-            Self::Io(error) => advice_on_sending(error),
+            Self::Io(error) => advice::on_sending(error),
             Self::Stranger { .. } => {
                 Some("trust this user with `OpenOptions::trust`, or use another name".into())
             }
@@ -236,58 +237,6 @@ fn told(may_be_done: bool) -> &'static str {
     }
 }
 
-fn advice_on_refusal(refusal: &Refusal) -> Option<&'static str> {
-    match refusal {
-        Refusal::NotFound { .. } => Some(
-            "list the entries to see which there are; what may not be used is not shown either",
-        ),
-        Refusal::AlreadyExists { .. } => {
-            Some("close it first, or give without being exclusive to put this in its place")
-        }
-        Refusal::Busy { .. } => Some("wait for it, with a time-out, or let the other side finish"),
-        Refusal::AccessDenied { .. } => Some(
-            "who gave it decides: whom it is shared with, and what it may be reopened for at most",
-        ),
-        Refusal::ReopenFailed { .. } => Some("the stash is as it was"),
-        Refusal::LimitExceeded { .. } => {
-            Some("close what is no longer needed, or have the daemon's limit raised")
-        }
-        Refusal::NotDurable { .. } => Some("the daemon's log says more"),
-        Refusal::InvalidName { .. } => {
-            Some("a name is 1 to 255 printable ASCII characters without ':', once in a call")
-        }
-        Refusal::InterfaceNotFound { .. }
-        | Refusal::MethodNotFound { .. }
-        | Refusal::MethodNotImplemented { .. }
-        | Refusal::InvalidParameter { .. }
-        | Refusal::ExpectedMore => Some("compare the versions of the daemon and of this program"),
-        Refusal::TransactionState { .. }
-        | Refusal::FileDescriptorMissing { .. }
-        | Refusal::PermissionDenied => None,
-    }
-}
-
-fn advice_on_reaching(socket: &Path, error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::PermissionDenied {
-        return "the socket's mode and the directories above it decide who may connect".into();
-    }
-    format!(
-        "start one with `systemctl start fdstashd.socket`, or with `fdstashd --socket {}`",
-        socket.display()
-    )
-}
-
-fn advice_on_sending(error: &io::Error) -> Option<String> {
-    let errno = rustix::io::Errno::from_io_error(error)?;
-    // unix(7): descriptors that are sent and not yet received count against the sender's limit.
-    (errno == rustix::io::Errno::TOOMANYREFS).then(|| {
-        format!(
-            "this user has too many descriptors on their way: give fewer than {MAX_DESCRIPTORS} \
-             at once, or raise the limit (ulimit -n)"
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use fdstash_proto::Peer;
@@ -330,7 +279,12 @@ mod tests {
                 "entry \"a\" is held by a transaction of uid 7 (pid 9)",
                 Some("wait for it"),
             ),
-            (Refusal::PermissionDenied.into(), "permission denied", None),
+            (Refusal::PermissionDenied.into(), "permission denied", Some("for root alone")),
+            (
+                Refusal::LimitExceeded { limit: "watchesPerUser".into(), value: 64 }.into(),
+                "limit exceeded: watchesPerUser is 64",
+                Some("fdstashd's --user-watches"),
+            ),
         ];
 
         for (error, message, advice) in table {

@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod advice;
 pub mod blocking;
 mod connection;
 mod core;

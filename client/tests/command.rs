@@ -201,8 +201,8 @@ fn where_nobody_listens_the_exit_code_is_3() {
             String::from_utf8(output.stderr).unwrap(),
             "fdstash: no daemon can be reached at /nonexistent/stash: No such file or directory \
              (os error 2)\n\
-             fdstash: start one with `systemctl start fdstashd.socket`, or with `fdstashd --socket \
-             /nonexistent/stash`\n"
+             fdstash: start one with `fdstashd --socket /nonexistent/stash`\n\
+             fdstash: the socket is that of $FDSTASH_SOCKET; `fdstash doctor` looks for what is wrong\n"
         );
     }
 }
@@ -217,10 +217,14 @@ fn a_refusal_is_told_in_plain_words_with_a_way_out() {
     let output = fdstash(&daemon, &["close", "disk"]).output().unwrap();
 
     assert_eq!(output.status.code(), Some(1));
+    let uid = rustix::process::geteuid().as_raw();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "fdstash: not allowed to close entry \"disk\"\n\
-         fdstash: who gave it decides: whom it is shared with, and what it may be reopened for at most\n"
+        format!(
+            "fdstash: not allowed to close entry \"disk\"\n\
+             fdstash: its giver says with whom it is shared, or a rule of the policy allows it; root sees \
+             which: fdstash policy explain --user {uid} close disk\n"
+        )
     );
     daemon.ends();
 }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::{
-    fs::{FlockOperation, Mode, flock},
+    fs::{FlockOperation, Mode, XattrFlags, flock, fsetxattr, setxattr},
     io::Errno,
     process::umask,
 };
@@ -51,7 +51,19 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
     let listener = UnixListener::bind(path);
     umask(before);
     let listener = listener.with_context(|| format!("listening at {}", path.display()))?;
+    tag(&listener, path);
     Ok((listener, Place { path: path.to_owned(), lock }))
+}
+
+/// Tells who looks for Varlink services that this is one, as systemd's own do. Sockets have such attributes from
+/// Linux 7.0 on; where there is none, it is found by its name alone.
+fn tag(listener: &UnixListener, path: &Path) {
+    const ROLE: &str = "user.varlink";
+    let tagged = setxattr(path, ROLE, b"entrypoint", XattrFlags::empty())
+        .and_then(|()| fsetxattr(listener, ROLE, b"listen", XattrFlags::empty()));
+    if let Err(error) = tagged {
+        tracing::debug!(%error, "the socket bears no attribute that says Varlink");
+    }
 }
 
 /// Locks the place, so that of two daemons that start at a time one sees the other.

@@ -41,15 +41,21 @@ pub(crate) fn leaving_open<'a>(
 /// Has signals do what they do by themselves, whatever whoever started this program has made of them:
 /// where SIGCHLD is ignored, the death of a server is told to nobody. But SIGXFSZ is ignored, so that
 /// a limit on the size of files is an error of the call that meets it, and not the end of each server.
-/// SIGINT stays ignored where it is, as in what a shell has started in the background.
+/// SIGINT stays ignored where it is, as in what a shell has started in the background. SIGHUP has a handler,
+/// which is never called where it is waited for: while it is, the kernel does not tell others that it is
+/// blocked, and systemd (262) starts no service that it reloads by a signal which would end it.
 #[expect(unsafe_code, reason = "no safe function says what signals do")]
 pub(crate) fn settle_signals() {
+    extern "C" fn is_heard(_: libc::c_int) {}
     for signal in AWAITED.into_iter().filter(|signal| *signal != Signal::INT) {
-        // SAFETY: no handler is set, neither here nor before, since this process has just begun.
+        // SAFETY: no handler is set, and none was before, since this process has just begun.
         unsafe { libc::signal(signal.as_raw(), libc::SIG_DFL) };
     }
     // SAFETY: the same.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let handler: extern "C" fn(libc::c_int) = is_heard;
+    // SAFETY: it does nothing, so it may interrupt anything.
+    unsafe { libc::signal(libc::SIGHUP, handler as libc::sighandler_t) };
 }
 
 /// Closes this process to the others of its user: none of them may look at its descriptors (`/proc`),
@@ -146,7 +152,10 @@ pub(crate) fn clone() -> io::Result<Option<Pid>> {
 /// Replaces this program by another, with its arguments, and returns only if that fails. Unlike
 /// `Command::exec` it leaves the signals blocked that are: one that came meanwhile would end it.
 #[expect(unsafe_code, reason = "std's exec lets signals in")]
-pub(crate) fn exec(program: &Path, kept: (OsString, OsString)) -> Result<Infallible, io::Error> {
+pub(crate) fn exec(
+    program: &Path,
+    kept: Vec<(OsString, OsString)>,
+) -> Result<Infallible, io::Error> {
     let program = text(program.as_os_str())?;
     let (args, variables) = environment(kept)?;
     let (argv, envp) = (pointers(&args), pointers(&variables));
@@ -156,10 +165,12 @@ pub(crate) fn exec(program: &Path, kept: (OsString, OsString)) -> Result<Infalli
 }
 
 /// The arguments and the environment of what this program becomes, which is told what is kept.
-pub(crate) fn environment(kept: (OsString, OsString)) -> io::Result<(Vec<CString>, Vec<CString>)> {
+pub(crate) fn environment(
+    kept: Vec<(OsString, OsString)>,
+) -> io::Result<(Vec<CString>, Vec<CString>)> {
     let args = env::args_os().map(|arg| text(&arg)).collect::<Result<_, _>>()?;
     let stays = |(key, _): &(OsString, OsString)| !lasting::is_for_one_process(key);
-    let variables = env::vars_os().filter(stays).chain([kept]).map(|(mut both, value)| {
+    let variables = env::vars_os().filter(stays).chain(kept).map(|(mut both, value)| {
         both.push("=");
         both.push(value);
         text(&both)

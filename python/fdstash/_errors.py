@@ -6,10 +6,17 @@ One file, since it is one table: each error of the interface, and each of the cl
 from __future__ import annotations
 
 import errno as errnos
+import os
+import shlex
 import sys
 from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from ._terms import Peer
+
+_UNITS = [
+    f"{place}/systemd/system/fdstashd.socket" for place in ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
+]
+"""Where the system's unit is, if it is installed."""
 
 
 class Error(Exception):
@@ -112,8 +119,6 @@ class InvalidName(Refused):
 class AccessDenied(Refused):
     """This user may not do this to the entry."""
 
-    ADVICE = "who gave it decides: whom it is shared with, and what it may be reopened for at most"
-
     def __init__(self, name: str, verb: str) -> None:
         self.name = name
         self.verb = verb
@@ -121,6 +126,22 @@ class AccessDenied(Refused):
 
     def __str__(self) -> str:
         return f'not allowed to {self.verb} entry "{self.name}"'
+
+    @property
+    def advice(self) -> str:
+        if self.verb == "give":
+            who = "the name is another user's, or the policy reserves it: choose another"
+        elif self.verb == "reopen":
+            who = (
+                "its giver says how far it may be reopened at most, and with whom it is shared; or a "
+                "rule of the policy allows it"
+            )
+        elif self.verb == "reopen by path":
+            who = "only a rule of the policy that names a directory above the path allows it"
+        else:
+            who = "its giver says with whom it is shared, or a rule of the policy allows it"
+        words = [str(os.geteuid()), self.verb.replace(" ", "-"), shlex.quote(self.name)]
+        return f"{who}; root sees which: fdstash policy explain --user {' '.join(words)}"
 
 
 class ReopenFailed(Refused):
@@ -272,10 +293,9 @@ class NoDaemon(Error):
     def advice(self) -> str:
         if isinstance(self.source, PermissionError):
             return "the socket's mode and the directories above it decide who may connect"
-        return (
-            "start one with `systemctl start fdstashd.socket`, "
-            f"or with `fdstashd --socket {self.socket}`"
-        )
+        if self.socket.startswith("/run/fdstash/") and any(map(os.path.exists, _UNITS)):
+            return "start one with `systemctl start fdstashd.socket`"
+        return f"start one with `fdstashd --socket {self.socket}`"
 
 
 class ConnectionLost(Error):

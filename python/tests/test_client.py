@@ -272,7 +272,7 @@ class Refusals(TestCase):
                 "'x' cannot be used as a name here: it is named twice in one call",
                 "once in a call",
             ),
-            (lambda: stash.reopen([wider]), 'not allowed to reopen entry "a"', "who gave it"),
+            (lambda: stash.reopen([wider]), 'not allowed to reopen entry "a"', "its giver says how far"),
             (
                 lambda: stash.reopen([Reopening("a"), Reopening("s")]),
                 'entry "s" could not be opened anew: ',

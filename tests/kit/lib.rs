@@ -15,10 +15,12 @@ mod io;
 mod libvirt;
 mod machine;
 mod nbd;
+mod page;
 mod program;
 mod qemu;
 mod random;
 mod raw;
+mod reader;
 mod refusal;
 mod steps;
 mod systemd;
@@ -45,13 +47,15 @@ pub use crate::{
     libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
-    program::{install_program, install_script, program, program_with_steps},
+    page::{Block, Page, Tried},
+    program::{install_program, install_script, program, program_with_steps, varlinkctl},
     qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
+    reader::Reader,
     refusal::{denied, errno_name, exceeded, not_found, refusal},
     steps::Steps,
-    systemd::{Systemd, install, uninstall},
+    systemd::{Systemd, below, install, uninstall},
     user::{User, can_be_others},
 };
 

@@ -45,6 +45,19 @@ pub fn program_with_steps() -> PathBuf {
     path
 }
 
+/// A varlinkctl that passes descriptors on: the one that `tests/varlinkctl` has got, or this machine's.
+#[must_use]
+pub fn varlinkctl() -> Option<PathBuf> {
+    let got = profile().with_file_name("varlinkctl").join("varlinkctl");
+    if got.exists() {
+        return Some(got);
+    }
+    let said = Command::new("varlinkctl").arg("--version").output().ok()?.stdout;
+    let said = String::from_utf8(said).ok()?;
+    let version: u32 = said.split_whitespace().nth(1)?.parse().ok()?;
+    (version >= 258).then(|| PathBuf::from("varlinkctl"))
+}
+
 /// Puts a copy of a program at a path, in one step, in the place of what is there.
 ///
 /// # Panics

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use fdstash::blocking::Client;
@@ -16,7 +17,10 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{SOON, is_root, program, skipped, wait_until};
+use crate::{is_root, program, skipped, wait_until};
+
+/// How long it may take to boot: a copy of what is installed is made before.
+const BOOT: Duration = Duration::from_secs(60);
 
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -43,6 +47,17 @@ impl Systemd {
     /// If it should boot and does not.
     #[must_use]
     pub fn boot() -> Option<Self> {
+        Self::boot_with(|tree| install(tree, &[]))
+    }
+
+    /// Boots one, over this machine's root file system with what a test puts into a folder laid over it;
+    /// none, where that takes more than the test has.
+    ///
+    /// # Panics
+    ///
+    /// If it should boot and does not.
+    #[must_use]
+    pub fn boot_with(fill: impl FnOnce(&Path)) -> Option<Self> {
         if let Err(lacking) = can_boot() {
             skipped(&format!("to boot a systemd takes {lacking}"));
             return None;
@@ -51,7 +66,8 @@ impl Systemd {
         let folder = folder.expect("a folder can be made");
         let [root, tree] = ["box", "tree"].map(|name| folder.path().join(name));
         fs::create_dir(&root).expect("a folder can be made");
-        install(&tree, &[]);
+        fs::create_dir(&tree).expect("a folder can be made");
+        fill(&tree);
         let log = folder.path().join("log");
         let mut script = Command::new(below("tests/systemd-box"));
         script.arg(&root).arg(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -64,7 +80,7 @@ impl Systemd {
         let init = said.trim().parse().unwrap_or_default();
         let mut booted = Self { script, stdin, init, root: None, log, _folder: folder };
         assert_ne!(init, 0, "the script has begun");
-        wait_until(SOON, || booted.run("systemctl is-active --quiet box.target").status.success());
+        wait_until(BOOT, || booted.run("systemctl is-active --quiet box.target").status.success());
         // It has a copy of its own, and this one is large.
         let _ = fs::remove_dir_all(&tree);
         let root = rustix::fs::open(format!("/proc/{init}/root"), PLACE, Mode::empty());
@@ -202,6 +218,8 @@ fn make(tree: &Path, target: &str, variables: &[&str]) {
     assert!(output.status.success(), "make {target}: {complained}");
 }
 
-fn below(path: &str) -> PathBuf {
+/// A path below the workspace.
+#[must_use]
+pub fn below(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }

@@ -393,9 +393,7 @@ story! {
 
         let socket = socket.display();
         assert_eq!(error.to_string(), format!("no daemon can be reached at {socket}"));
-        let advice = format!(
-            "start one with `systemctl start fdstashd.socket`, or with `fdstashd --socket {socket}`"
-        );
+        let advice = format!("start one with `fdstashd --socket {socket}`");
         assert_eq!(error.advice(), Some(advice));
     }
 }

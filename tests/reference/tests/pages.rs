@@ -1,6 +1,6 @@
 //! The pages that are made of files are what these say.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use fdstash_reference::{Block, interface, keep, policy};
 
@@ -30,7 +30,20 @@ fn the_reference_of_the_policy_is_what_its_example_says() {
     keep("policy", &[page], |name| name.ends_with(".5"));
 }
 
+#[test]
+fn every_manual_page_is_such_as_man_shows_without_complaint() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/man");
+    let pages = fs::read_dir(folder).unwrap().map(|page| page.unwrap().path());
+    let checked = Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).args(pages).output();
+
+    let Ok(checked) = checked else { return println!("skipped: mandoc cannot be run here") };
+    let said = String::from_utf8(checked.stdout).unwrap();
+    // A date would change them with nothing else.
+    let complaints = said.lines().filter(|line| !line.contains("missing date"));
+    assert_eq!(complaints.collect::<Vec<_>>(), [""; 0]);
+}
+
 fn source(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
-    fs::read_to_string(path).unwrap()
+    fs::read_to_string(path).expect("the source can be read")
 }

@@ -39,7 +39,7 @@ pub(crate) struct Close {
 
 impl Close {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let _progress = Progress::soon("closing");
+        let progress = Progress::soon("closing");
         let mut client = door.connect()?;
         let has_pattern = chosen::has_pattern(&self.names);
         let mut attempts = ATTEMPTS;
@@ -52,6 +52,7 @@ impl Close {
                 outcome => break outcome.map(|()| names)?,
             }
         };
+        drop(progress);
         if has_pattern {
             let mut out = io::stdout().lock();
             for name in &closed {

@@ -1,6 +1,7 @@
 //! `fdstash completions`, and `fdstash complete`, which the shells' functions call: what a word may
-//! become. Every argument of the type [`Name`], [`Pattern`] or [`Choice`] is completed with what the daemon keeps,
-//! wherever it stands; a new command needs to do nothing for that.
+//! become. Every argument of the type [`Name`], [`Pattern`] or [`Choice`] is completed with what the daemon
+//! keeps, and so is what stands behind the last `=` where a value's name ends in `=NAME`; a new command
+//! needs to do nothing for that.
 
 use std::{
     any::TypeId,
@@ -156,20 +157,44 @@ struct Known {
 /// The command, with names asked of the daemon wherever there is one to be said.
 fn completing(command: Command, known: &Known) -> Command {
     let completing_arg = |arg: Arg| {
-        let of = arg.get_value_parser().type_id();
-        let types = [
-            TypeId::of::<Name>(),
-            TypeId::of::<Pattern>(),
-            TypeId::of::<Choice>(),
-            TypeId::of::<Wanted>(),
-        ];
-        if !types.iter().any(|of_names| of == *of_names) {
-            return arg;
-        }
         let known = known.clone();
-        arg.add(ArgValueCompleter::new(move |current: &OsStr| names(current, &known)))
+        match says_names(&arg) {
+            Some(Names::Alone) => {
+                arg.add(ArgValueCompleter::new(move |current: &OsStr| names(current, &known)))
+            }
+            Some(Names::Last) => arg.add(ArgValueCompleter::new(move |current: &OsStr| {
+                let bytes = current.as_bytes();
+                let begin = bytes.iter().rposition(|byte| *byte == b'=').map_or(0, |at| at + 1);
+                let (before, name) = bytes.split_at(begin);
+                let found = names(OsStr::from_bytes(name), &known).into_iter();
+                found.map(|name| name.add_prefix(OsStr::from_bytes(before))).collect()
+            })),
+            None => arg,
+        }
     };
     command.mut_args(completing_arg).mut_subcommands(|verb| completing(verb, known))
+}
+
+/// Where in an argument the name of an entry stands.
+enum Names {
+    Alone,
+    /// Behind the last `=`.
+    Last,
+}
+
+fn says_names(arg: &Arg) -> Option<Names> {
+    let of = arg.get_value_parser().type_id();
+    let types = [
+        TypeId::of::<Name>(),
+        TypeId::of::<Pattern>(),
+        TypeId::of::<Choice>(),
+        TypeId::of::<Wanted>(),
+    ];
+    if types.iter().any(|of_names| of == *of_names) {
+        return Some(Names::Alone);
+    }
+    let name = arg.get_value_names()?.last()?;
+    (name.ends_with("=NAME") || name.ends_with("=]NAME")).then_some(Names::Last)
 }
 
 /// The entries whose names begin so, but those that the line names already.

@@ -33,6 +33,7 @@ a terminal that is too narrow, columns are left out; what is cut off ends in 'â€
 
 FLAGS: those that an entry was given or reopened with; behind a '!' those that somebody else who has
 the same open file has changed since.
+
 SIZE: of the file that stands at the target's path, if that is the kept one and this user may look.";
 
 /// Show what is kept

@@ -32,6 +32,7 @@ mod watch;
 mod words;
 
 use std::{
+    env,
     error::Error,
     fmt,
     io::{self, Write},
@@ -54,7 +55,7 @@ const NO_DAEMON: u8 = 3;
 #[command(name = "fdstash", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     /// The daemon's socket [default: $FDSTASH_SOCKET, else the user's own or the system's]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", display_order = 900)]
     socket: Option<PathBuf>,
 
     #[command(subcommand)]
@@ -82,6 +83,7 @@ Examples:
 Each command has examples of its own: fdstash give --help";
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Verb {
     Give(give::Give),
     Take(take::Take),
@@ -164,11 +166,11 @@ fn main() -> ExitCode {
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),
     };
-    outcome.unwrap_or_else(|error| report(&error))
+    outcome.unwrap_or_else(|error| report(&error, &door))
 }
 
 /// Says what went wrong and what to do about it, and tells the exit code.
-fn report(error: &anyhow::Error) -> ExitCode {
+fn report(error: &anyhow::Error, door: &Door) -> ExitCode {
     // Whoever read our output has seen enough.
     if error
         .downcast_ref()
@@ -190,7 +192,16 @@ fn report(error: &anyhow::Error) -> ExitCode {
         complain(format_args!("{advice}"));
     }
     let is_nobody_there = matches!(refused, fdstash::Error::NoDaemon { .. });
+    if is_nobody_there {
+        complain(format_args!("{}`fdstash doctor` looks for what is wrong", origin(door)));
+    }
     ExitCode::from(if is_nobody_there { NO_DAEMON } else { REFUSED })
+}
+
+/// Where it stands which socket that is, if somebody may have forgotten it.
+fn origin(door: &Door) -> &'static str {
+    let is_set = env::var_os("FDSTASH_SOCKET").is_some_and(|socket| !socket.is_empty());
+    if is_set && !door.is_named() { "the socket is that of $FDSTASH_SOCKET; " } else { "" }
 }
 
 /// Writes a line to standard error; where that is gone, there is nobody left to tell.

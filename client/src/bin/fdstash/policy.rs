@@ -18,7 +18,9 @@ Examples:
   fdstash policy explain --user alice copy vm7-disk0
   fdstash policy explain --user 1000 --group kvm 'reopen by path' log/vm7
 
-Verbs: give, take, copy, close, reopen, reopen by path, list. It takes root.";
+To ask takes root. An entry need not be there: then it is told what the rules would say.
+
+Verbs: give, take, copy, close, reopen, reopen by path, list.";
 
 /// Ask the daemon for its policy
 #[derive(Args)]

@@ -22,8 +22,9 @@ use rustix::process::geteuid;
 
 use crate::{
     Door, Misuse,
-    arrival::{Progress, Renaming, entries_of, keep, persist, raise_open_files, told},
+    arrival::{Renaming, entries_of, keep, persist, raise_open_files, told},
     complain,
+    progress::Progress,
 };
 
 /// How many entries a part has: as many descriptors as go into one message.
@@ -158,7 +159,8 @@ impl Transfer {
 
     /// Tells how many were moved.
     fn move_all(&self, way: &mut Way, names: &[Name]) -> anyhow::Result<usize> {
-        let mut progress = Progress::new();
+        let verb = if self.copy { "copying" } else { "moving" };
+        let _progress = Progress::soon(format!("{verb} {}", names.len()));
         let mut part = if self.in_parts { PART } else { names.len() };
         let (mut moved, mut rest) = (0, names);
         while !rest.is_empty() {
@@ -180,7 +182,6 @@ impl Transfer {
                     None => return Err(self.explained(error, way, moved)),
                 },
             }
-            progress.tell(names.len() - rest.len(), names.len());
         }
         Ok(moved)
     }
@@ -272,12 +273,8 @@ fn share_with_giver(share: &mut Share, giver: u32) {
 
 /// How many names a transaction may have, if that is what stood against it.
 fn most_names(error: &anyhow::Error) -> Option<usize> {
-    match error.downcast_ref()? {
-        Error::Refused(Refusal::LimitExceeded { limit, value })
-            if limit == "namesPerTransaction" =>
-        {
-            usize::try_from(*value).ok()
-        }
-        _ => None,
-    }
+    let Error::Refused(Refusal::LimitExceeded { limit, value }) = error.downcast_ref()? else {
+        return None;
+    };
+    (limit == "namesPerTransaction").then(|| usize::try_from(*value).ok()).flatten()
 }

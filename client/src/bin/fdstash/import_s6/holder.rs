@@ -139,7 +139,7 @@ impl Holder {
         self.ask(&request)?;
         let Message { bytes, mut fds } = self.answer()?;
         let status = *bytes.first().context(STRANGE)?;
-        if Errno::from_raw_os_error(i32::from(status)) == Errno::NOENT {
+        if i32::from(status) == Errno::NOENT.raw_os_error() {
             return Ok(None);
         }
         let what = format!("retrieve {:?}", String::from_utf8_lossy(&id));
@@ -234,13 +234,15 @@ fn until(time: [u8; TIME]) -> Option<Option<SystemTime>> {
 }
 
 fn refused(status: u8, what: &str, right: &str) -> anyhow::Result<()> {
-    match Errno::from_raw_os_error(i32::from(status)) {
-        _ if status == 0 => Ok(()),
-        Errno::PERM => {
-            bail!("s6-fdholder-daemon does not let this user {what}: give it {right} in its rules")
-        }
-        error => bail!("s6-fdholder-daemon does not {what}: {error}"),
+    if status == 0 {
+        return Ok(());
     }
+    let error = io::Error::from_raw_os_error(i32::from(status));
+    ensure!(
+        error.kind() != io::ErrorKind::PermissionDenied,
+        "s6-fdholder-daemon does not let this user {what}: give it {right} in its rules"
+    );
+    bail!("s6-fdholder-daemon does not {what}: {error}")
 }
 
 #[cfg(test)]

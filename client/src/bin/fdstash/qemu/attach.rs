@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     Door,
+    progress::Progress,
     words::{Switch, plain},
 };
 
@@ -100,6 +101,7 @@ impl Attach {
         check_node(&mut *monitor, &self.target.node)?;
         let mut stash = door.connect()?;
         let mut attempts = ATTEMPTS;
+        let progress = Progress::soon("waiting for QEMU");
         let (committed, reopenings) = loop {
             attempts -= 1;
             let kept = stash.list(&Pattern::new("*")?)?;
@@ -108,6 +110,7 @@ impl Attach {
                 outcome => break outcome?,
             }
         };
+        drop(progress);
         settle(committed, &mut stash, &reopenings)?;
         writeln!(io::stdout(), "attached: a device refers to it by drive={}", self.target.node)?;
         Ok(ExitCode::SUCCESS)

@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     Door, Misuse,
+    progress::Progress,
     table::Table,
     words::{Switch, plain},
 };
@@ -107,6 +108,7 @@ impl Reopen {
         let mut attempts = ATTEMPTS;
         let plan = self.look(&mut *monitor)?;
         let reopenings = plan.reopenings();
+        let progress = Progress::soon("waiting for QEMU");
         let (swap, committed) = loop {
             attempts -= 1;
             match reopen(&mut *monitor, stash.transaction()?, &plan, &reopenings) {
@@ -114,6 +116,7 @@ impl Reopen {
                 outcome => break outcome?,
             }
         };
+        drop(progress);
         let settled = settle(committed, &mut stash, &reopenings);
         remove_old(&mut *monitor, &swap.old);
         self.tell(&plan, swap.took)?;
