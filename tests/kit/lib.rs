@@ -15,6 +15,7 @@ mod io;
 mod libvirt;
 mod machine;
 mod nbd;
+mod package;
 mod program;
 mod qemu;
 mod random;
@@ -45,6 +46,7 @@ pub use crate::{
     libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
+    package::{Packages, shell},
     program::{install_program, install_script, program, program_with_steps},
     qemu::{Monitor, Qemu},
     random::{Random, seed},

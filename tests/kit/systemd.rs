@@ -1,4 +1,4 @@
-//! A real systemd of the test's own, with fdstash installed.
+//! A real systemd of the test's own, with fdstash installed, or what a test lays there.
 
 use std::{
     fs::{self, File, Permissions},
@@ -36,13 +36,24 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Boots one; none, where that takes more than the test has.
+    /// Boots one with what is built installed; none, where that takes more than the test has.
     ///
     /// # Panics
     ///
     /// If it should boot and does not.
     #[must_use]
     pub fn boot() -> Option<Self> {
+        Self::boot_with(|tree| install(tree, &[]))
+    }
+
+    /// Boots one with what is laid into a folder, which becomes part of its root file system; none,
+    /// where that takes more than the test has.
+    ///
+    /// # Panics
+    ///
+    /// If it should boot and does not.
+    #[must_use]
+    pub fn boot_with(lay: impl FnOnce(&Path)) -> Option<Self> {
         if let Err(lacking) = can_boot() {
             skipped(&format!("to boot a systemd takes {lacking}"));
             return None;
@@ -51,7 +62,7 @@ impl Systemd {
         let folder = folder.expect("a folder can be made");
         let [root, tree] = ["box", "tree"].map(|name| folder.path().join(name));
         fs::create_dir(&root).expect("a folder can be made");
-        install(&tree, &[]);
+        lay(&tree);
         let log = folder.path().join("log");
         let mut script = Command::new(below("tests/systemd-box"));
         script.arg(&root).arg(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
