@@ -107,25 +107,7 @@ fn an_upgrade_while_it_is_used_is_noticed_by_nobody() {
     watcher.say(&kit::messages(&[watch]));
     watcher.reply();
 
-    let (calls, given) = used(&systemd, || {
-        for (command, version) in [
-            ("dpkg -i /packages/later-1-1.deb".to_owned(), "1-1"),
-            (format!("{APT} install --reinstall /packages/later-1-1.deb"), "1-1"),
-            (format!("{APT} install /packages/later-2-1.deb"), "2-1"),
-        ] {
-            let restores = systemd.client().statistics().expect("it answers").restores;
-            let said = systemd.run(&format!("{command} 2>&1"));
-            let said = String::from_utf8_lossy(&said.stdout).into_owned();
-            assert!(!said.contains("goes on with the program"), "{said}");
-            assert_eq!(
-                systemd.property(SERVICE, "Description"),
-                format!("Version {version}"),
-                "{said}"
-            );
-            systemd.works(&format!("cmp /proc/{process}/exe /usr/bin/fdstashd"));
-            assert_eq!(systemd.client().statistics().expect("it answers").restores, restores + 1);
-        }
-    });
+    let (calls, given) = used(&systemd, || upgrades(&systemd, &process));
 
     println!("{calls} calls and {} connections, and none of them failed", given.len());
     assert!(calls > 200 && given.len() > 50, "{calls}, {}", given.len());
@@ -138,6 +120,31 @@ fn an_upgrade_while_it_is_used_is_noticed_by_nobody() {
     assert_eq!(identity(&waiter.fds()[0]), identity(null()));
     assert_eq!(watcher.reply()["parameters"]["change"], "given");
     kept.comes_back(&systemd);
+}
+
+/// Upgrades the package, in all ways that there are, and sees that the daemon's process goes on with what is
+/// new.
+fn upgrades(systemd: &Systemd, process: &str) {
+    for (command, version) in [
+        ("dpkg -i /packages/later-1-1.deb".to_owned(), "1-1"),
+        (format!("{APT} install --reinstall /packages/later-1-1.deb"), "1-1"),
+        (format!("{APT} install /packages/later-2-1.deb"), "2-1"),
+        // What needrestart runs where a library is a new one.
+        ("/etc/needrestart/restart.d/fdstashd.service".to_owned(), "2-1"),
+    ] {
+        let before = restores(systemd);
+        let said = systemd.works(&format!("{command} 2>&1"));
+        assert!(!said.contains("goes on with the program"), "{said}");
+        let description = systemd.property(SERVICE, "Description");
+        assert_eq!(description, format!("Version {version}"), "{said}");
+        systemd.works(&format!("cmp /proc/{process}/exe /usr/bin/fdstashd"));
+        wait_until(SOON, || restores(systemd) == before + 1);
+    }
+}
+
+/// How often the daemon has come back to what it keeps.
+fn restores(systemd: &Systemd) -> u64 {
+    systemd.client().statistics().expect("it answers").restores
 }
 
 /// Installs the package as an operator does.
