@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test lint deny unit fuzz header bench peers contender soak deb install uninstall clean
+.PHONY: all demo demo-qemu test lint deny unit fuzz header reference bench peers contender soak deb install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -33,7 +33,7 @@ demo-qemu:
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
-		libvirtd virsh python3-libvirt c++ dpkg-shlibdeps dbus-daemon systemd-logind
+		libvirtd virsh python3-libvirt c++ zsh fish mandoc dpkg-shlibdeps dbus-daemon systemd-logind
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
@@ -71,6 +71,12 @@ unit:
 # Makes the C library's header anew; a test compares it with the source.
 header:
 	FDSTASH_WRITE_HEADER=1 $(CARGO) test --package fdstash-c --test header
+
+# Makes docs/man and docs/reference anew; tests compare them with the help texts, the interface file and
+# the policy's example.
+reference:
+	FDSTASH_WRITE_REFERENCE=1 $(CARGO) test --package fdstash --package fdstashd \
+		--package fdstash-reference --bins --test pages reference
 
 # Measures on this machine, beside the kernel's own cost in the same run. The table comes last.
 bench: measured
@@ -120,10 +126,16 @@ INSTALLED = bin/fdstashd bin/fdstash include/fdstash.h \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
-	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc))
+	$(foreach doc,$(DOCS),share/doc/fdstash/$(doc)) \
+	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
 # And below LIBDIR.
 FOR_C = libfdstash.so libfdstash.so.0 pkgconfig/fdstash.pc
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
+
+PAGES = $(notdir $(wildcard docs/man/*))
+# Where each shell looks; Debian's own zsh would look in share/zsh/vendor-completions.
+COMPLETIONS = share/bash-completion/completions/fdstash share/zsh/site-functions/_fdstash \
+	share/fish/vendor_completions.d/fdstash.fish
 
 # Builds nothing, so that root does not: run make first, as whoever you are.
 install:
@@ -138,6 +150,15 @@ install:
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
 		systemd/policy.toml $(DESTDIR)$(DOC)
+	for page in $(PAGES); do \
+	  install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} docs/man/$$page || exit; done
+	@$(MAKE) --no-print-directory install-completions FROM=client/src/bin/fdstash/completions
+
+.PHONY: install-completions
+install-completions:
+	install -D -m 644 $(FROM)/fdstash.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/fdstash
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(FROM)/_fdstash
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(FROM)/fdstash.fish
 
 # The C library, under the name by which programs look for it and the one by which compilers do.
 .PHONY: install-c

@@ -3,15 +3,18 @@
 use std::{
     fs::{self, File, Permissions},
     io::{BufRead, BufReader},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    process::{Command, Output, Stdio},
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+    process::{Child, Command, Output, Stdio},
 };
 
 use kit::{
     Daemon, SOON, file, gift, install_script, is_root, names, only, pattern, program, skipped,
     wait_until,
 };
-use rustix::path::DecInt;
+use rustix::{
+    path::DecInt,
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::Value;
 
 /// Runs a line of shell, in which `fdstash` is the command and `$dir` the daemon's folder.
@@ -236,6 +239,93 @@ fn a_watch_writes_a_line_for_every_change() {
 
     assert_eq!((&given["change"], &given["entry"]["name"]), (&"given".into(), &"w".into()));
     assert_eq!(closed["change"], "closed");
+}
+
+#[test]
+fn a_pattern_closes_all_that_match_and_says_which() {
+    let daemon = Daemon::spawn();
+    let null = File::open("/dev/null").unwrap();
+    let gifts = ["a 1", "a 2", "b", "c"].map(|name| gift(name, &null));
+    daemon.client().give(&gifts).unwrap();
+
+    let nothing = fails(&daemon, "fdstash close b 'z*'", 1);
+    fails(&daemon, "fdstash close 'a*' none", 1);
+    assert_eq!(kept(&daemon), ["a 1", "a 2", "b", "c"]);
+    let closed = works(&daemon, "fdstash close 'a*' b 'a ?'");
+
+    assert!(nothing.contains("no entry matches \"z*\""), "{nothing}");
+    assert_eq!(closed, "'a 1': closed\n'a 2': closed\nb: closed\n");
+    assert_eq!(kept(&daemon), ["c"]);
+    assert_eq!(works(&daemon, "fdstash close c"), "", "a name needs no telling");
+}
+
+#[test]
+fn what_is_listed_is_that_of_several_patterns_and_each_once() {
+    let daemon = Daemon::spawn();
+    file(daemon.path("a"), &"x".repeat(1536));
+    for name in ["vm/7/disk0", "vm/7/disk1", "vm", "log/a b"] {
+        works(&daemon, &format!("fdstash give '{name}' \"$dir/a\""));
+    }
+    let names = |line: &str| {
+        let listed = works(&daemon, line);
+        let first =
+            |line: &str| line.split("  regular").next().map(|name| name.trim_end().to_owned());
+        listed.lines().skip(1).filter_map(first).collect::<Vec<_>>()
+    };
+
+    assert_eq!(
+        names("fdstash list 'vm*' 'log*' '*disk0'"),
+        ["'log/a b'", "vm", "vm/7/disk0", "vm/7/disk1"]
+    );
+    assert_eq!(
+        names("fdstash list --tree"),
+        ["'log/a b'", "vm", "└─ 7/", "   ├─ disk0", "   └─ disk1"]
+    );
+    assert!(works(&daemon, "fdstash list vm").contains("  1.5 KiB  "));
+    fs::remove_file(daemon.path("a")).unwrap();
+    assert!(!works(&daemon, "fdstash list vm").contains("KiB"), "its path leads to it no more");
+}
+
+#[test]
+fn a_watch_waits_for_a_daemon_that_is_gone() {
+    let daemon = Daemon::spawn();
+    let socket = daemon.path("other");
+    let other = || {
+        let mut other = Command::new(program("fdstashd"));
+        let other = other.arg("--socket").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
+        wait_until(SOON, || UnixStream::connect(&socket).is_ok());
+        Ended(other)
+    };
+    let first = other();
+    let mut watch = Command::new(program("fdstash"));
+    watch.args(["watch", "--socket"]).arg(&socket).stdout(Stdio::piped());
+    let mut watch = Ended(watch.spawn().unwrap());
+    let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut next = || lines.next().unwrap();
+    assert!(next().starts_with("TIME "));
+
+    drop(first);
+    assert!(next().ends_with("  -- the daemon is gone: waiting for it"));
+    let _second = other();
+    assert!(next().ends_with("  -- the watch stands again: what changed meanwhile was not told"));
+    let give = format!("fdstash --socket {} give again --fd 0 </dev/null", socket.display());
+    works(&daemon, &give);
+
+    let given = next();
+    assert!(given.contains("  given     again "), "{given}");
+    // The time, to the second.
+    let time: Vec<&str> = given.split(' ').next().unwrap().split(':').collect();
+    assert_eq!(time.iter().map(|part| part.len()).collect::<Vec<_>>(), [2, 2, 2], "{given}");
+}
+
+/// A process that is asked to end, and waited for.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -51,9 +51,14 @@ fn the_packages_have_what_debian_asks_of_them() {
         "./usr/lib/systemd/user/fdstashd.socket",
         "./usr/lib/sysusers.d/fdstash.conf",
         "./usr/lib/tmpfiles.d/fdstash.conf",
+        "./usr/share/bash-completion/completions/fdstash",
         "./usr/share/doc/fdstash/changelog.gz",
         "./usr/share/doc/fdstash/copyright",
         "./usr/share/doc/fdstash/policy.toml",
+        "./usr/share/fish/vendor_completions.d/fdstash.fish",
+        "./usr/share/man/man1/fdstash.1.gz",
+        "./usr/share/man/man8/fdstashd.8.gz",
+        "./usr/share/zsh/vendor-completions/_fdstash",
     ] {
         assert!(all.lines().any(|line| line.ends_with(&format!(" {path}"))), "{path} in {all}");
     }

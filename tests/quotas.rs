@@ -357,7 +357,7 @@ fn messages_half_sent_are_bounded_by_their_bytes() {
 fn a_list_in_one_message_is_bounded_by_its_bytes_and_one_in_parts_is_not() {
     both("--user-bytes", "bytes", 200_000, |bounded| {
         let mut alice = bounded.alice();
-        let note = "x".repeat(8_000);
+        let note = "x".repeat(2_300);
         for at in 0..100 {
             alice.give(&[labelled(&format!("a{at}"), &note)]).unwrap();
         }

@@ -92,6 +92,14 @@ fn what_is_installed_is_all_removed_again() {
         "share/doc/fdstash/LICENSE-MIT",
         "share/doc/fdstash/org.fdstash.Stash.varlink",
         "share/doc/fdstash/policy.toml",
+        "share/man/man1/fdstash.1",
+        "share/man/man1/fdstash-give.1",
+        "share/man/man5/fdstash-policy.5",
+        "share/man/man7/org.fdstash.Stash.7",
+        "share/man/man8/fdstashd.8",
+        "share/bash-completion/completions/fdstash",
+        "share/zsh/site-functions/_fdstash",
+        "share/fish/vendor_completions.d/fdstash.fish",
     ] {
         assert!(local.join(path).is_file(), "{path}");
     }

@@ -147,7 +147,8 @@ fn the_code_map_has_every_file() {
 
 #[test]
 fn only_the_workspace_says_which_rust_is_needed() {
-    let manifests = ["proto", "daemon", "daemon/stash", "client", "client/c", "tests"];
+    let manifests =
+        ["proto", "daemon", "daemon/stash", "client", "client/c", "tests", "tests/reference"];
 
     for folder in manifests {
         let manifest = read(&root().join(folder).join("Cargo.toml"));

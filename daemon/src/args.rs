@@ -32,6 +32,33 @@ const PER_SLACK: usize = 64;
 /// small table it is a quarter.
 const SLACK: usize = 4 * MAX_DESCRIPTORS;
 
+const EXAMPLES: &str = "\
+Examples:
+  # Serve this user's stash, or for root the system's:
+  fdstashd
+  # Try it out, and see from elsewhere whether it is there:
+  fdstashd --socket /tmp/stash --log debug
+  fdstash --socket /tmp/stash status
+  # Say what the policy comes to, or what is wrong with it:
+  fdstashd --check-policy /etc/fdstash/policy.toml
+
+Signals: to the first of its two processes
+  SIGTERM, SIGINT   end; what was given ends with it, except in systemd's store
+  SIGHUP            load the policy anew, and upgrade to the program that stands at its path now
+
+Exit codes: 0 ended when it was asked to, or the policy is in order; 1 it could not start, or the
+policy is not; 2 called wrongly.
+
+Environment:
+  XDG_RUNTIME_DIR  where a user's own daemon listens
+  LISTEN_FDS       what systemd passes: the listening socket, and what its store has kept
+  NOTIFY_SOCKET    whom it tells that it serves, and has store what it holds
+
+Files:
+  /run/fdstash/org.fdstash.Stash              the system's socket
+  $XDG_RUNTIME_DIR/fdstash/org.fdstash.Stash  a user's own
+  /etc/fdstash/policy.toml, policy.d/*.toml   the system's policy: fdstash-policy(5)";
+
 /// Holds open file descriptors by name, hands them out over a Unix socket, and reopens their files
 /// with other flags without ever letting go of the old ones first.
 ///
@@ -42,13 +69,7 @@ const SLACK: usize = 4 * MAX_DESCRIPTORS;
 #[command(
     name = "fdstashd",
     version,
-    after_help = "Examples:\n  \
-        fdstashd                                    serve this user's, or for root the system's, stash\n  \
-        fdstashd --socket /tmp/stash --log debug    try it out\n  \
-        fdstash status                              see whether it is there\n\n\
-        Signals, to the first of its two processes:\n  \
-        SIGTERM, SIGINT   end; what was given ends with it, except in systemd's store\n  \
-        SIGHUP            load the policy anew, and upgrade to the program that stands at its path now"
+    after_help = EXAMPLES
 )]
 pub(crate) struct Args {
     /// Where to listen, unless systemd passes a socket [default:
@@ -107,7 +128,7 @@ struct Most {
     user_connections: Option<u32>,
 
     /// The most bytes that the labels and share lists of a user's entries may have
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 10)]
     user_label_bytes: u32,
 
     /// The most names for which a user's calls may wait
@@ -115,7 +136,7 @@ struct Most {
     user_waits: u32,
 
     /// The most watches that a user may have
-    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    #[arg(long, value_name = "COUNT", default_value_t = 16)]
     user_watches: u32,
 
     /// The most transactions that a user may have open
@@ -266,4 +287,20 @@ fn raise_open_files() -> usize {
         }
     };
     usize::try_from(most.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_manual_page_and_the_reference_are_what_the_help_says() {
+        let also =
+            ["fdstash(1)", "fdstash-policy(5)", "org.fdstash.Stash(7)", "systemd.service(5)"];
+        let pages = fdstash_reference::command(Args::command(), 8, &also);
+
+        fdstash_reference::keep("fdstashd", &pages, |name| name.ends_with(".8"));
+    }
 }

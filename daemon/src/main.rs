@@ -48,6 +48,7 @@ mod steps;
 mod store;
 mod systemd;
 mod targets;
+mod told;
 mod turns;
 
 use std::{

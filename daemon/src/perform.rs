@@ -2,20 +2,20 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use fdstash_proto::{Change, Entry, Notice, Refusal, Reply, reply};
+use fdstash_proto::{Change, Entry, Refusal, Reply};
 use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
 
 use crate::{
     descriptor::Descriptor,
     inherited::number,
-    inspect::as_it_is,
     ledger::Need,
     open::no_room,
     opener::{self, BESIDE},
     run::{Daemon, Input},
-    seat::{Answered, Told},
+    seat::Answered,
     steps::step,
     store::mirror_one,
+    told::Told,
 };
 
 impl Daemon {
@@ -34,7 +34,8 @@ impl Daemon {
                 Effect::Unpoll(_, fd) => self.hangups.remove(&fd),
                 // Whoever drops the last one hands it to the closer.
                 Effect::Close(fds) => drop(fds),
-                Effect::Tell { to, change, entry, fd } => self.tell(&to, change, *entry, &fd),
+                Effect::Forget(names) => self.reader.forget(names),
+                Effect::Tell { to, change, entry, fd } => self.tell(&to, change, entry, &fd),
             }
         }
     }
@@ -117,13 +118,9 @@ impl Daemon {
         }
     }
 
-    /// Has watchers told of a change, in a message that is written once.
-    fn tell(&self, to: &[ConnectionId], change: Change, entry: Entry, fd: &Descriptor) {
-        let entry = Box::new(as_it_is(entry, fd));
-        let name = entry.name.clone();
-        let notice = Notice::Changed { change, entry };
-        let message = reply::write::<Arc<Descriptor>>(Ok(Reply::Notice(notice)), true).bytes;
-        let told = Rc::new(Told { name, message });
+    /// Has watchers told of a change.
+    fn tell(&self, to: &[ConnectionId], change: Change, entry: Box<Entry>, fd: &Arc<Descriptor>) {
+        let told = Rc::new(Told::new(change, entry, fd));
         for seat in to.iter().filter_map(|id| self.seats.get(id)) {
             seat.tell(&told);
         }

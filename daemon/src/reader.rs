@@ -1,13 +1,14 @@
 //! [`Reader`]: reads messages that are so long that it takes milliseconds, on threads, so that nobody
-//! else waits for it.
+//! else waits for it; and frees there what was in them.
 
 use std::time::Duration;
 
-use fdstash_proto::{Hangup, Inbox, Incoming};
+use fdstash_proto::{Hangup, Inbox, Incoming, Name};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     descriptor::Descriptor,
+    ledger::ROOT,
     pool::{Bounds, Job, Pool},
 };
 
@@ -24,11 +25,11 @@ const BOUNDS: Bounds = Bounds {
 
 /// Reads long messages. A clone is the same reader.
 #[derive(Clone)]
-pub(crate) struct Reader(Pool<Reading>);
+pub(crate) struct Reader(Pool<Work>);
 
-struct Reading {
-    inbox: Inbox<Descriptor>,
-    then: oneshot::Sender<Read>,
+enum Work {
+    Read { inbox: Inbox<Descriptor>, then: oneshot::Sender<Read> },
+    Forget(Vec<Name>),
 }
 
 /// What has come, without its next call; and that.
@@ -43,17 +44,26 @@ impl Reader {
     /// Takes the next call out of what has come from a user. None only when the daemon ends.
     pub(crate) async fn next_call(&self, uid: u32, inbox: Inbox<Descriptor>) -> Option<Read> {
         let (then, read) = oneshot::channel();
-        self.0.push(uid, Reading { inbox, then });
+        self.0.push(uid, Work::Read { inbox, then });
         read.await.ok()
+    }
+
+    /// Frees names, whoever had sent them.
+    pub(crate) fn forget(&self, names: Vec<Name>) {
+        self.0.push(ROOT, Work::Forget(names));
     }
 }
 
-impl Job for Reading {
+impl Job for Work {
     fn work(self) {
-        let Self { mut inbox, then } = self;
-        let call = inbox.next_call();
-        // Whoever asked has gone, if nobody takes it.
-        let _ = then.send((inbox, call));
+        match self {
+            Self::Read { mut inbox, then } => {
+                let call = inbox.next_call();
+                // Whoever asked has gone, if nobody takes it.
+                let _ = then.send((inbox, call));
+            }
+            Self::Forget(names) => drop(names),
+        }
     }
 
     fn give_up(self) {

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::{
     descriptor::Descriptor,
     ledger::{Account, Load, Room},
+    told::Told,
     turns::User,
 };
 
@@ -79,12 +80,6 @@ pub(crate) struct State {
     unseen_bytes: usize,
     /// Changes that a watcher was not told of.
     pub(crate) lost: u64,
-}
-
-/// A change, and what is said of it to whoever watches the name.
-pub(crate) struct Told {
-    pub(crate) name: Name,
-    pub(crate) message: Vec<u8>,
 }
 
 /// How far it is with room to read.
@@ -258,7 +253,7 @@ impl Seat {
         if !matches!(state.call, Current::Watching) {
             return;
         }
-        let bytes = state.unseen_bytes + told.message.len();
+        let bytes = state.unseen_bytes + told.bytes();
         if bytes > self.too_much_to_tell() {
             state.lost += 1;
         } else {
@@ -273,14 +268,15 @@ impl Seat {
     pub(crate) fn see(&self, watches: impl FnOnce(&Name) -> bool) -> bool {
         let mut state = self.state.borrow_mut();
         let Some(told) = state.unseen.pop_front() else { return false };
-        state.unseen_bytes -= told.message.len();
-        if !watches(&told.name) {
+        state.unseen_bytes -= told.bytes();
+        if !watches(told.name()) {
             return true;
         }
-        if state.lost > 0 || state.outbox.len() + told.message.len() > self.too_much_to_tell() {
+        let message = told.message();
+        if state.lost > 0 || state.outbox.len() + message.len() > self.too_much_to_tell() {
             state.lost += 1;
         } else {
-            let frame = Frame { bytes: told.message.clone(), fds: Vec::new() };
+            let frame = Frame { bytes: message.to_vec(), fds: Vec::new() };
             state.outbox.push(frame, Left::Nothing);
         }
         true

@@ -69,7 +69,7 @@ const ATTACKS: [(&str, Act); 18] = [
     ("lists by a dear pattern", dear_lists),
     ("opens that hang", opens),
     ("closes that hang", closes),
-    ("labels of 900 KiB", labels),
+    ("labels of 250 KiB", labels),
     ("60000 names in a call", many_names),
     ("512 closes in a call", many_closes),
     ("transactions of 512 gifts", transactions),
@@ -390,7 +390,7 @@ fn closes(socket: &Path) {
 }
 
 fn labels(socket: &Path) {
-    let label = "x".repeat(900 << 10);
+    let label = "x".repeat(250 << 10);
     let name = &own_names(1)[0];
     let gift = json!({"name": name, "fileDescriptor": 0, "labels": {"note": label}});
     again(socket, 4, &call("Give", &json!({"entries": [gift]})), &[null()]);

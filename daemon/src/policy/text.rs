@@ -217,6 +217,33 @@ idle_transaction = 2
 label_bytes = 4096
 "#;
 
+    #[test]
+    fn the_example_tells_of_every_rule_key_and_verb() {
+        let example = include_str!("../../../systemd/policy.toml");
+        // What is expected is told to whoever says something else.
+        let expected = |text: &str| {
+            let mistake = rules(text).unwrap_err();
+            let (_, words) = mistake.split_once("expected ").unwrap();
+            let words: Vec<String> =
+                words.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            assert!(!words.is_empty(), "{mistake}");
+            words
+        };
+
+        for rule in expected("nothing = 1") {
+            let sections = example.split("\n\n").filter(|it| it.contains(&format!("#[[{rule}]]")));
+            let told = sections.collect::<String>();
+            for key in expected(&format!("[[{rule}]]\nnothing = 1")) {
+                let as_rule = format!("\n#{key} = ");
+                let in_words = format!("\n#   {key} ");
+                assert!(told.contains(&as_rule) || told.contains(&in_words), "{rule}: {key}");
+            }
+        }
+        for verb in Verb::ALL.map(Verb::as_str) {
+            assert!(example.contains(&format!("\n#   {verb} ")), "{verb}");
+        }
+    }
+
     fn rules(text: &str) -> Result<Rules, String> {
         let mut rules = Rules::default();
         let mut names = Names::to_be_found();

@@ -89,6 +89,7 @@ impl World {
                 | Effect::Poll(..)
                 | Effect::Unpoll(..)
                 | Effect::Close(_)
+                | Effect::Forget(_)
                 | Effect::Tell { .. } => {}
             }
         }

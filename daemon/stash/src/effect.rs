@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fdstash_proto::{Change, Entry, Pattern, Refusal, Reply};
+use fdstash_proto::{Change, Entry, Name, Pattern, Refusal, Reply};
 
 use crate::{ConnectionId, Done, EntryId, Kept, Opening};
 
@@ -53,6 +53,8 @@ pub enum Effect<F> {
     Unpoll(EntryId, Arc<F>),
     /// Give up the stash's hold of these. The last holder closes, and that may take its time.
     Close(Vec<Arc<F>>),
+    /// Free the names of a call that was refused, which are so many that even that takes its time.
+    Forget(Vec<Name>),
     /// Tell watchers of a change.
     Tell {
         /// The connections that may know, and may watch this name: of each [`Stash::watches`] says whether

@@ -23,6 +23,9 @@ use crate::{
     usage::Usage,
 };
 
+/// So many names of a refused call are not freed on the way.
+const MANY: usize = 1000;
+
 /// Names one connection; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -294,7 +297,11 @@ impl<F> Stash<F> {
         let closes = |name| self.existing(by, name, Verb::Close).map(drop);
         let checked = names.iter().try_for_each(closes);
         if let Err(refusal) = checked.and_then(|()| self.check_names(by, &names)) {
-            return self.refuse(by, refusal, Vec::new(), effects);
+            self.refuse(by, refusal, Vec::new(), effects);
+            if names.len() > MANY {
+                effects.push(Effect::Forget(names));
+            }
+            return;
         }
         let gone = || Then::Gone(Change::Closed);
         if !self.client(by).is_ok_and(Client::in_transaction) {

@@ -28,13 +28,15 @@ use rustix::{
 
 use crate::{
     Door,
+    chosen::{self, Choice, choice},
     table::{Table, terminal_width},
+    words::quoted,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   fdstash locks vm7-disk0
-  fdstash locks vm7-disk0 vm7-disk1 --json | jq .meaning
+  fdstash locks 'vm7-*' --json | jq .meaning
   fdstash locks vm7-disk0 --clear    # when the VMM is dead
 
 Shown are the locks of the open file description that is kept: those of F_OFD_SETLK (ofd), which
@@ -43,15 +45,18 @@ has one: so they stay when the program that took them is killed, and nobody else
 A program that got a description of its own (--fresh, or by a reopen) leaves none behind.
 
 --clear frees all of them, also those that a living program relies on: see to it first that whoever
-has had a duplicate is dead. That is for the user who gave the entry, and for root.";
+has had a duplicate is dead. That is for the user who gave the entry, and for root.
+
+A NAME with '*' (any characters) or '?' (one character) in it is a pattern, and stands for all entries
+that match: put it in quotes, so that the shell leaves it alone. One that no entry matches is an error.";
 
 /// Show which locks stand on what is kept, and free those that a dead program has left
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Locks {
     /// Of which ones
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<Name>,
+    #[arg(required = true, value_name = "NAME", value_parser = choice)]
+    names: Vec<Choice>,
 
     /// Write one JSON object a lock
     #[arg(long, conflicts_with = "clear")]
@@ -66,9 +71,10 @@ impl Locks {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         let mut client = door.connect()?;
         // Duplicates, which share the description, and so its locks, with what is kept.
-        let copies = client.copy(&self.names)?;
+        let names = chosen::names(&mut client, &self.names)?;
+        let copies = client.copy(&names)?;
         if self.clear {
-            for name in &self.names {
+            for name in &names {
                 check_giver(&mut client, name)?;
             }
             return clear(&copies);
@@ -96,11 +102,11 @@ fn table(rows: &[(&Name, Vec<Lock>)]) -> Table {
     let mut table = Table::new(&["NAME", "KIND", "MODE", "START", "END", "MEANING"]);
     for (name, locks) in rows {
         if locks.is_empty() {
-            table.push([name.to_string(), "no locks".to_owned()]);
+            table.push([quoted(name.as_str()), "no locks".to_owned()]);
         }
         for lock in locks {
             table.push([
-                name.to_string(),
+                quoted(name.as_str()),
                 lock.kind.as_str().to_owned(),
                 lock.mode.as_str().to_owned(),
                 lock.start.to_string(),

@@ -1,12 +1,16 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
 #![forbid(unsafe_code)]
 
+mod chosen;
 mod close;
+mod completions;
 mod descriptor;
 mod give;
+mod help;
 mod list;
 mod locks;
 mod policy;
+mod progress;
 mod qemu;
 mod reopen;
 mod run;
@@ -48,19 +52,17 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  Keep a disk image open for reading and writing, whatever becomes of its path:
-    fdstash give vm7-disk0 /var/lib/images/vm7.img
-  Have the stash open the very same file again past the page cache:
-    fdstash reopen vm7-disk0 --direct on
-  Run a program with it as its standard input; the stash lets go when the program has it:
-    fdstash take vm7-disk0 -- sha256sum
-  See what there is, and what changes:
-    fdstash list 'vm7-*'
-    fdstash watch 'vm7-*'
+  # Keep a disk image open for reading and writing, whatever becomes of its path:
+  fdstash give vm7-disk0 /var/lib/images/vm7.img
+  # Have the stash open the very same file again past the page cache:
+  fdstash reopen vm7-disk0 --direct on
+  # Run a program with it as its standard input; the stash lets go when the program has it:
+  fdstash take vm7-disk0 -- sha256sum
+  # See what there is, and what changes:
+  fdstash list 'vm7-*'
+  fdstash watch 'vm7-*'
 
-Exit codes: 0 done, 1 refused or failed, 2 called wrongly, 3 no daemon there.
-After `take` and `reopen` have run a COMMAND: its own, or 128 and the number of the signal that
-ended it; 126 if it could not be run, 127 if it was not found.";
+Each command has examples of its own: fdstash give --help";
 
 #[derive(Subcommand)]
 enum Verb {
@@ -74,6 +76,9 @@ enum Verb {
     Policy(policy::Policy),
     Status(status::Status),
     Qemu(qemu::Qemu),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Complete(completions::Complete),
 }
 
 /// Where the daemon is.
@@ -101,7 +106,7 @@ impl fmt::Display for Misuse {
 impl Error for Misuse {}
 
 fn main() -> ExitCode {
-    let Cli { socket, verb } = Cli::parse();
+    let Cli { socket, verb } = help::parse();
     let door = Door(socket);
     let outcome = match verb {
         Verb::Give(give) => give.run(&door),
@@ -114,6 +119,8 @@ fn main() -> ExitCode {
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Complete(complete) => complete.run(),
     };
     outcome.unwrap_or_else(|error| report(&error))
 }

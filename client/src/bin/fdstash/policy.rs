@@ -22,6 +22,7 @@ Verbs: give, take, copy, close, reopen, reopen by path, list. It takes root.";
 
 /// Ask the daemon for its policy
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Policy {
     #[command(subcommand)]
     question: Question,

@@ -8,6 +8,7 @@ use fdstash::{Access, Name, Reopening};
 
 use crate::{
     Door, Misuse,
+    progress::Progress,
     run::Seats,
     take::{finish, start_and_commit},
     words::{AccessWord, Switch},
@@ -83,12 +84,14 @@ impl Reopen {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         let reopenings = self.reopenings()?;
         let mut client = door.connect()?;
+        let progress = Progress::soon("opening the files");
         if self.command.is_empty() {
             client.reopen(&reopenings)?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut transaction = client.transaction()?;
         let handed = transaction.reopen(&reopenings)?;
+        drop(progress);
         let started = start_and_commit(transaction, &self.command, handed, Seats::InputFirst);
         drop(client);
         finish(started)

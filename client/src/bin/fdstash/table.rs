@@ -1,15 +1,24 @@
 //! Aligned columns for people.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+};
+
+/// Of the last column so much is shown at least, where others can be left out for it.
+const LAST: usize = 24;
 
 /// The columns' names and the rows below them.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    /// Which columns can be left out where the lines are too long, the first of them first.
+    dispensable: Vec<String>,
 }
 
 impl Table {
     pub(crate) fn new(header: &[&str]) -> Self {
-        Self { rows: vec![header.iter().map(|&name| name.to_owned()).collect()] }
+        let rows = vec![header.iter().map(|&name| name.to_owned()).collect()];
+        Self { rows, dispensable: Vec::new() }
     }
 
     /// Adds a row with a cell for each column; an empty one shows as `-`.
@@ -18,17 +27,56 @@ impl Table {
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 
-    /// Writes the lines, cut at `width`, if there is one.
+    /// Leaves these columns out, the first of them first, where the lines are too long for the terminal.
+    pub(crate) fn may_leave_out(&mut self, columns: &[&str]) {
+        self.dispensable = columns.iter().map(|&name| name.to_owned()).collect();
+    }
+
+    /// Writes the lines; where there is a width, that of a terminal, they are cut there, and the names of
+    /// the columns stand out.
     pub(crate) fn write(&self, out: &mut impl Write, width: Option<usize>) -> io::Result<()> {
-        let widths = self.widths();
-        for row in &self.rows {
+        self.write_in(out, width, width.is_some() && may_colour())
+    }
+
+    fn write_in(
+        &self,
+        out: &mut impl Write,
+        width: Option<usize>,
+        is_bold: bool,
+    ) -> io::Result<()> {
+        let columns = self.columns(width);
+        for (number, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(&format!("{cell:<width$}  "));
+            for (column, longest) in &columns {
+                let cell = row.get(*column).map_or("", String::as_str);
+                line.push_str(&format!("{cell:<longest$}  "));
             }
-            writeln!(out, "{}", cut(line.trim_end(), width))?;
+            let line = cut(line.trim_end(), width);
+            if is_bold && number == 0 {
+                writeln!(out, "\x1b[1m{line}\x1b[0m")?;
+            } else {
+                writeln!(out, "{line}")?;
+            }
         }
         Ok(())
+    }
+
+    /// The columns that are shown, and how wide each is.
+    fn columns(&self, width: Option<usize>) -> Vec<(usize, usize)> {
+        let mut columns: Vec<_> = self.widths().into_iter().enumerate().collect();
+        let Some(width) = width else { return columns };
+        let length = |columns: &[(usize, usize)]| {
+            let last = columns.last().map_or(0, |(_, longest)| (*longest).min(LAST));
+            let others = columns.iter().rev().skip(1).map(|(_, longest)| longest + 2);
+            others.sum::<usize>() + last
+        };
+        let title = |column: usize| self.rows.first().and_then(|header| header.get(column));
+        for name in &self.dispensable {
+            if length(&columns) > width {
+                columns.retain(|(column, _)| title(*column) != Some(name));
+            }
+        }
+        columns
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -39,6 +87,12 @@ impl Table {
         };
         (0..count).map(longest).collect()
     }
+}
+
+/// Whether a terminal may be sent colours: <https://no-color.org>, and what a terminal says of itself.
+pub(crate) fn may_colour() -> bool {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    !is_set("NO_COLOR") && env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// How many characters fit a line of standard output, if it is a terminal.
@@ -84,6 +138,25 @@ mod tests {
         assert_eq!(written(&table, Some(18)), "NAME  KIND     TA…\na     regular  /a…\n");
     }
 
+    #[test]
+    fn what_can_be_done_without_makes_room_where_lines_are_too_long() {
+        let mut table = table_of(&[["a", "regular", "/a/very/long/way"]]);
+        table.may_leave_out(&["KIND"]);
+
+        assert_eq!(written(&table, Some(22)), "NAME  TARGET\na     /a/very/long/way\n");
+        assert!(written(&table, Some(40)).contains("regular"));
+        assert!(written(&table, None).contains("regular"));
+    }
+
+    #[test]
+    fn only_a_header_stands_out() {
+        let mut out = Vec::new();
+        table_of(&[["a", "b", "c"]]).write_in(&mut out, Some(80), true).unwrap();
+
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "\x1b[1mNAME  KIND  TARGET\x1b[0m\na     b     c\n");
+    }
+
     fn table_of(rows: &[[&str; 3]]) -> Table {
         let mut table = Table::new(&["NAME", "KIND", "TARGET"]);
         for row in rows {
@@ -94,7 +167,7 @@ mod tests {
 
     fn written(table: &Table, width: Option<usize>) -> String {
         let mut out = Vec::new();
-        table.write(&mut out, width).unwrap();
+        table.write_in(&mut out, width, false).unwrap();
         String::from_utf8(out).unwrap()
     }
 }

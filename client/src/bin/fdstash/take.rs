@@ -15,8 +15,9 @@ use fdstash::{
 
 use crate::{
     Door,
+    progress::Progress,
     run::{NotRunning, Running, Seats, start},
-    words::span,
+    words::{quoted, span},
 };
 
 /// How often the daemon may end while something is taken.
@@ -83,7 +84,10 @@ impl Take {
         loop {
             attempts -= 1;
             let mut transaction = client.transaction()?;
-            match transaction.take_within(&self.names, wait.saturating_sub(began.elapsed())) {
+            let progress = self.progress();
+            let handed = transaction.take_within(&self.names, wait.saturating_sub(began.elapsed()));
+            drop(progress);
+            match handed {
                 Err(fdstash::Error::ConnectionLost { may_be_done: false }) if attempts > 0 => {}
                 handed => {
                     return Ok(start_and_commit(transaction, &self.command, handed?, self.seats()));
@@ -94,11 +98,18 @@ impl Take {
 
     fn copies(&self, client: &mut Client) -> Result<Vec<Handed<OwnedFd>>, fdstash::Error> {
         let wait = self.wait.unwrap_or_default();
+        let _progress = self.progress();
         if self.fresh {
             client.copy_fresh_within(&self.names, wait)
         } else {
             client.copy_within(&self.names, wait)
         }
+    }
+
+    /// For as long as nothing runs that has the terminal.
+    fn progress(&self) -> Progress {
+        let names = self.names.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>();
+        Progress::soon(format!("waiting for {}", names.join(", ")))
     }
 
     fn seats(&self) -> Seats {

@@ -1,17 +1,23 @@
 //! `fdstash watch`.
 
 use std::{
-    io::{self, Write},
+    io::{self, StdoutLock, Write},
     process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 use clap::Args;
-use fdstash::{Change, Entry, Notice, Pattern};
+use fdstash::{Change, Entry, Error, Notice, Pattern, blocking};
+use jiff::{Zoned, civil::Date};
 
 use crate::{
-    Door,
-    words::{flags, plain},
+    Door, complain,
+    words::{flags, plain, quoted},
 };
+
+/// How often a daemon that is gone is looked for.
+const PAUSE: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,8 +25,9 @@ Examples:
   fdstash watch 'vm7-*'
   fdstash watch --json | jq -r 'select(.change == \"hung_up\").entry.name'
 
-The first line says that the watch stands: the heading, or {} with --json. It comes again where the
-daemon was restarted; what changed meanwhile is not told.";
+The first line says that the watch stands: the heading, or {} with --json. Each event is a line, with
+the local time at which it was told. Where the daemon is gone, the watch waits for it until it is
+stopped (Ctrl-C), and says so; what changed meanwhile is not told, and with --json {} comes again.";
 
 /// Show every change as it happens
 #[derive(Args)]
@@ -37,35 +44,115 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
-        let notices = door.connect()?.watch(&self.pattern)?;
-        let mut out = io::stdout().lock();
-        for notice in std::iter::once(Ok(Notice::Standing)).chain(notices) {
-            let notice = notice?;
-            let line = if self.json { notice.to_json() } else { sentence(&notice) };
-            writeln!(out, "{line}")?;
-            out.flush()?;
+        let mut notices = door.connect()?.watch(&self.pattern)?;
+        let mut lines = Lines { out: io::stdout().lock(), json: self.json, date: None };
+        lines.begin()?;
+        loop {
+            match notices.next() {
+                Some(Ok(notice)) => lines.tell(&notice)?,
+                Some(Err(error)) if is_gone(&error) => {
+                    lines.say("the daemon is gone: waiting for it")?;
+                    notices = self.begin_anew(door)?;
+                    lines.tell(&Notice::Standing)?;
+                }
+                Some(Err(error)) => return Err(error.into()),
+                None => return Ok(ExitCode::SUCCESS),
+            }
         }
-        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Waits for as long as it takes.
+    fn begin_anew(&self, door: &Door) -> Result<blocking::Watch, Error> {
+        loop {
+            thread::sleep(PAUSE);
+            match door.connect().and_then(|client| client.watch(&self.pattern)) {
+                Err(error) if is_gone(&error) => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
-fn sentence(notice: &Notice) -> String {
-    match notice {
-        Notice::Standing => row(["CHANGE", "NAME", "KIND", "ACCESS", "FLAGS", "TARGET"]),
-        Notice::Changed { change, entry } => changed(*change, entry),
-        Notice::Lost(count) => format!("{count} changes came too fast to be told: list anew"),
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::NoDaemon { .. } | Error::ConnectionLost { .. })
+}
+
+/// What is written, a line for each event.
+struct Lines {
+    out: StdoutLock<'static>,
+    json: bool,
+    /// The day of the last line.
+    date: Option<Date>,
+}
+
+impl Lines {
+    /// Says that the watch stands.
+    fn begin(&mut self) -> io::Result<()> {
+        if self.json {
+            return self.tell(&Notice::Standing);
+        }
+        self.date = Some(Zoned::now().date());
+        self.write(&row("TIME", ["CHANGE", "NAME", "KIND", "ACCESS", "FLAGS", "TARGET"]))
+    }
+
+    fn tell(&mut self, notice: &Notice) -> io::Result<()> {
+        if self.json {
+            return self.write(&notice.to_json());
+        }
+        match notice {
+            Notice::Standing => {
+                self.say("the watch stands again: what changed meanwhile was not told")
+            }
+            Notice::Lost(count) => {
+                self.say(&format!("{count} changes came too fast to be told: list anew"))
+            }
+            Notice::Changed { change, entry } => {
+                let time = self.time()?;
+                self.write(&changed(&time, *change, entry))
+            }
+        }
+    }
+
+    /// Says something that is no change: among the lines of people, and beside those of programs.
+    fn say(&mut self, what: &str) -> io::Result<()> {
+        if self.json {
+            complain(format_args!("{what}"));
+            return Ok(());
+        }
+        let time = self.time()?;
+        self.write(&format!("{time}  -- {what}"))
+    }
+
+    /// The time of a line, behind a line for the day where another one has begun.
+    fn time(&mut self) -> io::Result<String> {
+        let now = Zoned::now();
+        if self.date != Some(now.date()) {
+            self.date = Some(now.date());
+            self.write(&format!(
+                "{}  {}",
+                now.strftime("%H:%M:%S"),
+                now.strftime("-- %A, %Y-%m-%d")
+            ))?;
+        }
+        Ok(now.strftime("%H:%M:%S").to_string())
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.out, "{line}")?;
+        self.out.flush()
     }
 }
 
-fn changed(change: Change, entry: &Entry) -> String {
-    let (name, kind, access) = (entry.name.as_str(), entry.kind.as_str(), entry.access.as_str());
+fn changed(time: &str, change: Change, entry: &Entry) -> String {
+    let (name, kind, access) =
+        (quoted(entry.name.as_str()), entry.kind.as_str(), entry.access.as_str());
     let target = entry.target.as_deref().map(plain).unwrap_or_default();
-    row([change.as_str(), name, kind, access, &flags(entry.flags), &target])
+    row(time, [change.as_str(), &name, kind, access, &flags(entry.flags), &target])
 }
 
 /// Nobody knows how wide the cells to come will be, so these are as wide as most are.
-fn row(cells: [&str; 6]) -> String {
+fn row(time: &str, cells: [&str; 6]) -> String {
     let [change, name, kind, access, flags, target] =
         cells.map(|cell| if cell.is_empty() { "-" } else { cell });
-    format!("{change:<8}  {name:<24}  {kind:<9}  {access:<10}  {flags:<12}  {target}")
+    format!("{time:<8}  {change:<8}  {name:<24}  {kind:<9}  {access:<10}  {flags:<12}  {target}")
 }

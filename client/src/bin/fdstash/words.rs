@@ -62,6 +62,31 @@ pub(crate) fn distance(usec: u64, now: SystemTime) -> String {
     }
 }
 
+/// A number of bytes, in the largest unit of 1024 that leaves at least one of it.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let power = (count.ilog2() / 10).min(6);
+    let unit = UNITS.get(power as usize - 1).copied().unwrap_or_default();
+    // In tenths, cut and not rounded, so that nothing looks larger than it is.
+    let tenths = u128::from(count) * 10 / (1_u128 << (10 * power));
+    match tenths {
+        0..100 if tenths % 10 != 0 => format!("{}.{} {unit}", tenths / 10, tenths % 10),
+        _ => format!("{} {unit}", tenths / 10),
+    }
+}
+
+/// A name as a shell takes it for one word: as it is, or in quotes.
+pub(crate) fn quoted(name: &str) -> String {
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./=+,%@".contains(&byte);
+    if !name.is_empty() && name.bytes().all(is_safe) {
+        return name.to_owned();
+    }
+    format!("'{}'", name.replace('\'', "'\\''"))
+}
+
 /// Flags as the interface names them.
 pub(crate) fn flags(flags: Flags) -> String {
     flags.words().collect::<Vec<_>>().join(",")
@@ -120,6 +145,29 @@ mod tests {
 
         let expected = ["0s", "59s", "1min", "59min", "1h", "23h", "1d", "1min"];
         assert_eq!(told.map(at), expected);
+    }
+
+    #[test]
+    fn bytes_are_told_in_their_largest_unit_and_never_as_more() {
+        let told = [0, 1023, 1024, 1536, 10 * 1024 + 1023, (1 << 30) - 1, 5 << 30, u64::MAX];
+
+        let expected =
+            ["0 B", "1023 B", "1 KiB", "1.5 KiB", "10 KiB", "1023 MiB", "5 GiB", "15 EiB"];
+        assert_eq!(told.map(bytes), expected);
+    }
+
+    #[test]
+    fn a_name_is_one_word_to_a_shell() {
+        for (name, expected) in [
+            ("vm7-disk0", "vm7-disk0"),
+            ("/var/log/a_b.log", "/var/log/a_b.log"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("a*", "'a*'"),
+            ("~", "'~'"),
+        ] {
+            assert_eq!(quoted(name), expected);
+        }
     }
 
     #[test]

@@ -114,6 +114,7 @@ pub(crate) enum Performed {
     Poll,
     Unpoll,
     Close(Vec<u64>),
+    Forget,
     Tell(Box<Told>),
 }
 
@@ -301,6 +302,7 @@ impl Performed {
             | Self::Open { .. }
             | Self::Poll
             | Self::Unpoll { .. }
+            | Self::Forget
             | Self::Close(_)
             | Self::Tell(_) => None,
         }
@@ -321,6 +323,7 @@ impl Performed {
             | Self::Open { .. }
             | Self::Poll
             | Self::Unpoll { .. }
+            | Self::Forget
             | Self::Close(_)
             | Self::Tell(_) => &[],
         };

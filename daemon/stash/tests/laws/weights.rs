@@ -246,7 +246,8 @@ impl Scale {
                 }
                 Effect::Open { by, openings } => self.openings.push((by, openings)),
                 Effect::Poll(id, _) => self.polled.push(id),
-                Effect::Unpoll(..) | Effect::Close(_) | Effect::Tell { .. } => {}
+                Effect::Unpoll(..) | Effect::Forget(_) | Effect::Close(_) | Effect::Tell { .. } => {
+                }
             }
         }
     }

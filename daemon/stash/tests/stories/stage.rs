@@ -214,6 +214,7 @@ impl Stage {
                 format!("poll {fd}")
             }
             Effect::Unpoll(_, fd) => format!("unpoll {fd}"),
+            Effect::Forget(names) => format!("forget {} names", names.len()),
             Effect::Close(fds) => {
                 let words: Vec<Word> = fds.iter().map(|fd| **fd).collect();
                 format!("close {}", words.join(" "))

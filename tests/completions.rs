@@ -1,0 +1,191 @@
+//! Completion in real shells, on a terminal: names of entries, from the daemon, and commands.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::Path,
+    process::{Child, Command},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use kit::{Daemon, SOON, file, gift, pattern, program, wait_until};
+use rustix::{
+    io::dup,
+    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+};
+
+#[test]
+fn bash_completes_names_and_quotes_them() {
+    completes(&Shell {
+        program: &["bash", "--noprofile", "--norc"],
+        load: ". <(fdstash completions bash)",
+        prompt: "PS1='REA''DY> '",
+    });
+}
+
+#[test]
+fn zsh_completes_names_and_quotes_them() {
+    completes(&Shell {
+        program: &["zsh", "-f", "-i"],
+        load: "autoload -Uz compinit && compinit -D -u && source <(fdstash completions zsh)",
+        prompt: "PS1='REA''DY> '",
+    });
+}
+
+#[test]
+fn fish_completes_names_and_quotes_them() {
+    completes(&Shell {
+        program: &["fish", "--no-config", "--interactive"],
+        load: "fdstash completions fish | source",
+        prompt: "function fish_prompt; echo 'REA''DY> '; end",
+    });
+}
+
+#[test]
+fn where_no_daemon_is_or_answers_a_shell_is_told_nothing_and_soon() {
+    let daemon = Daemon::spawn();
+    daemon.client().give(&[gift("name", &File::open("/dev/null").unwrap())]).unwrap();
+    let complete = |socket: &Path| {
+        let mut command = Command::new(program("fdstash"));
+        command.args(["complete", "fish", "--", "fdstash", "close", "--socket"]);
+        let output = command.arg(socket).arg("").output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    assert_eq!(complete(daemon.socket()), "name\tcharacter /dev/null\n");
+    assert!(!complete(&daemon.path("none")).contains("name"));
+    // One that accepts and says nothing.
+    let silent = daemon.path("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    assert!(!complete(&silent).contains("name\t"));
+}
+
+/// A shell, what loads the completion in it, and what gives it a prompt that a test can wait for.
+struct Shell<'a> {
+    program: &'a [&'a str],
+    load: &'a str,
+    prompt: &'a str,
+}
+
+/// Completes the only name that begins so and has the command that was written carried out: what it did
+/// tells whether the name was written as it is.
+fn completes(shell: &Shell<'_>) {
+    let daemon = Daemon::spawn();
+    let null = File::open("/dev/null").unwrap();
+    let gifts = ["vm7 disk's $1", "log/a", "other"].map(|name| gift(name, &null));
+    daemon.client().give(&gifts).unwrap();
+    let has = |name: &str| {
+        let entries = daemon.client().list(&pattern("*")).unwrap();
+        entries.iter().any(|entry| entry.name.as_str() == name)
+    };
+    let tool = daemon.path("bin/unlikely-tool");
+    std::fs::create_dir(daemon.path("bin")).unwrap();
+    kit::install_script("#!/bin/sh\necho ran > \"$1\"\n", &tool);
+    // What it was made of, whose name begins so too.
+    std::fs::remove_file(tool.with_extension("text")).unwrap();
+    file(daemon.path("unlikely-file"), "");
+    let mut terminal = Terminal::start(shell, &daemon);
+
+    terminal.types("fdstash close vm\t", "$1");
+    terminal.enters();
+    wait_until(SOON, || !has("vm7 disk's $1"));
+    terminal.types("fdstash close lo\t", "log/a");
+    terminal.enters();
+    wait_until(SOON, || !has("log/a"));
+
+    terminal.types("fdstash take oth\t", "other");
+    terminal.types("-- unlikely-t\t", "unlikely-tool");
+    terminal.types("unlikely-f\t", "unlikely-file");
+    terminal.enters();
+    wait_until(SOON, || !has("other"));
+    let ran = || std::fs::read_to_string(daemon.path("unlikely-file")).unwrap_or_default();
+    wait_until(SOON, || ran() == "ran\n");
+}
+
+/// A terminal with a shell on it.
+struct Terminal {
+    shell: Child,
+    keys: File,
+    shown: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    fn start(shell: &Shell<'_>, daemon: &Daemon) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let other = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let programs = program("fdstash").parent().unwrap().to_owned();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let own = daemon.path("bin");
+        // A session of its own on this terminal.
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").args(shell.program);
+        command.env("PATH", format!("{}:{}:{path}", own.display(), programs.display()));
+        command
+            .env("FDSTASH_SOCKET", daemon.socket())
+            .env("TERM", "dumb")
+            .env("HOME", daemon.path(""));
+        command.env("XDG_CONFIG_HOME", daemon.path("")).env("XDG_DATA_HOME", daemon.path(""));
+        command.current_dir(daemon.path(""));
+        command.stdin(dup(&other).unwrap()).stdout(dup(&other).unwrap()).stderr(other);
+        let child = command.spawn().unwrap();
+        let (keys, mut screen) = (File::from(dup(&master).unwrap()), File::from(master));
+        let shown = Arc::new(Mutex::new(String::new()));
+        let seen = Arc::clone(&shown);
+        thread::spawn(move || {
+            let mut part = [0; 4096];
+            // It fails when the shell is gone.
+            while let Ok(count @ 1..) = screen.read(&mut part) {
+                let text = String::from_utf8_lossy(part.get(..count).unwrap_or_default());
+                seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_str(&text);
+            }
+        });
+        let mut terminal = Self { shell: child, keys, shown };
+        terminal.writes(&format!("{}\n{}\n", shell.load, shell.prompt));
+        // Not the line that sets it, but what it sets.
+        terminal.waits_for("READY> ");
+        terminal
+    }
+
+    /// Types keys, and waits until this was shown since.
+    fn types(&mut self, keys: &str, shown: &str) {
+        self.clear();
+        self.writes(keys);
+        self.waits_for(shown);
+    }
+
+    fn enters(&mut self) {
+        self.clear();
+        self.writes("\n");
+        self.waits_for("READY> ");
+    }
+
+    fn writes(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn clear(&self) {
+        self.shown.lock().unwrap().clear();
+    }
+
+    #[track_caller]
+    fn waits_for(&self, text: &str) {
+        // Without the line ends and the bell of a terminal, and the shell's quotes.
+        wait_until(SOON, || {
+            self.shown.lock().unwrap().replace(['\r', '\x07', '\\', '\''], "").contains(text)
+        });
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{}", self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        }
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
