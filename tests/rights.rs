@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use fdstash::{Access, Change, Gift, Notice, Refusal, Reopening};
+use fdstash::{Access, Change, Gift, Notice, Refusal, Reopening, Share};
 use kit::{
     Daemon, Lease, SOON, User, can_be_others, denied, errno_name, file, gift, identity, listed,
     name, names, only, pattern, refusal, shared, wait_until,
@@ -121,6 +121,30 @@ fn whom_it_is_shared_with_may_do_everything_to_it() {
         of_alice.give(&[shared(gift("a", &kept), &uids, &gids)]).unwrap();
         other.close(&names(["a"])).unwrap();
     }
+}
+
+#[test]
+fn what_was_said_when_it_was_given_is_told_to_the_givers_user_and_to_root() {
+    if !can_be_others() {
+        return;
+    }
+    let daemon = Daemon::spawn();
+    let kept = file(daemon.path("kept"), "");
+    let mut of_alice = daemon.client_as(&User::new(ALICE));
+    let said = Gift { ephemeral: true, ..shared(gift("a", &kept), &[BOB], &[TEAM]) };
+    of_alice.give(&[said]).unwrap();
+    of_alice.give(&[Gift { close_on_hangup: true, ..gift("b", &kept) }]).unwrap();
+    let told = |user| {
+        let entries = daemon.client_as(&user).list(&pattern("*")).unwrap().into_iter();
+        entries.map(|it| (it.share, it.ephemeral, it.close_on_hangup)).collect::<Vec<_>>()
+    };
+
+    let with = Share { uids: vec![BOB], gids: vec![TEAM] };
+    let all =
+        [(Some(with), Some(true), Some(false)), (Some(Share::default()), Some(false), Some(true))];
+    assert_eq!(told(User::new(ALICE)), all);
+    assert_eq!(told(User::new(0)), all);
+    assert_eq!(told(User::new(BOB)), [(None, None, None)]);
 }
 
 #[test]

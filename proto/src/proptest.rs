@@ -37,17 +37,13 @@ pub fn access() -> impl Strategy<Value = Access> {
 
 /// A gift of the given descriptor.
 pub fn gift<F: Clone + std::fmt::Debug>(name: Name, fd: F) -> impl Strategy<Value = Gift<F>> {
-    // The last is nobody's.
-    let id = || prop_oneof![9 => 0u32..4, 1 => Just(u32::MAX)];
-    let share = (collection::vec(id(), 0..3), collection::vec(id(), 0..3))
-        .prop_map(|(uids, gids)| Share { uids, gids });
     (
         prop::bool::weighted(0.1),
         option::weighted(0.2, access()),
         option::weighted(0.2, 0u64..1000),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
-        share,
+        share(),
         labels(),
     )
         .prop_map(
@@ -119,17 +115,26 @@ where
     ]
 }
 
+fn share() -> impl Strategy<Value = Share> {
+    // The last is nobody's.
+    let id = || prop_oneof![9 => 0u32..4, 1 => Just(u32::MAX)];
+    (collection::vec(id(), 0..3), collection::vec(id(), 0..3))
+        .prop_map(|(uids, gids)| Share { uids, gids })
+}
+
 /// Any entry, as List and Watch show it.
 pub fn entry() -> impl Strategy<Value = Entry> {
     (
         (name(), kind(), access(), flags(), flags(), access()),
         (option::of("[ -~]{1,20}"), count(), count(), peer(), count(), option::of(count())),
         (count(), option::of(peer()), labels()),
+        (option::of(share()), option::of(any::<bool>()), option::of(any::<bool>())),
     )
-        .prop_map(|(what, whence, how)| {
+        .prop_map(|(what, whence, how, terms)| {
             let (name, kind, access, flags, drifted, may_reopen) = what;
             let (target, device, inode, giver, given_at_usec, expires_at_usec) = whence;
             let (revision, held_by, labels) = how;
+            let (share, ephemeral, close_on_hangup) = terms;
             Entry {
                 name,
                 kind,
@@ -146,6 +151,9 @@ pub fn entry() -> impl Strategy<Value = Entry> {
                 revision,
                 held_by,
                 labels,
+                share,
+                ephemeral,
+                close_on_hangup,
             }
         })
 }

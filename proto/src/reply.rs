@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     Access, Change, Entry, Explanation, Flags, INTERFACE_NAME, Keeper, Kind, Labels, Name, Peer,
-    SERVICE_NAME,
+    SERVICE_NAME, Share,
     call::{Object, write_wire},
     codec::{Frame, Hangup, Supply},
     plain,
@@ -652,6 +652,19 @@ struct EntryWire {
     held_by: Option<Peer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<ShareWire>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ephemeral: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_on_hangup: Option<bool>,
+}
+
+/// Unlike in a call, a later version may say more.
+#[derive(Serialize, Deserialize)]
+struct ShareWire {
+    uids: Vec<u32>,
+    gids: Vec<u32>,
 }
 
 impl From<Entry> for EntryWire {
@@ -672,6 +685,9 @@ impl From<Entry> for EntryWire {
             revision: entry.revision,
             held_by: entry.held_by,
             labels: Some(entry.labels).filter(|labels| !labels.is_empty()),
+            share: entry.share.map(|Share { uids, gids }| ShareWire { uids, gids }),
+            ephemeral: entry.ephemeral,
+            close_on_hangup: entry.close_on_hangup,
         }
     }
 }
@@ -700,6 +716,9 @@ impl Entry {
             revision: wire.revision,
             held_by: wire.held_by,
             labels: wire.labels.unwrap_or_default(),
+            share: wire.share.map(|ShareWire { uids, gids }| Share { uids, gids }),
+            ephemeral: wire.ephemeral,
+            close_on_hangup: wire.close_on_hangup,
         })
     }
 }

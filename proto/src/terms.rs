@@ -315,6 +315,12 @@ pub struct Entry {
     pub held_by: Option<Peer>,
     /// Free notes.
     pub labels: Labels,
+    /// Who else may use it. This and the two below List tells to the giver's user and to root.
+    pub share: Option<Share>,
+    /// Whether it is closed when the connection that gave it closes.
+    pub ephemeral: Option<bool>,
+    /// Whether it is closed when it polls as hung up or failed.
+    pub close_on_hangup: Option<bool>,
 }
 
 #[cfg(test)]

@@ -688,6 +688,9 @@ fn entries() -> [Entry; 2] {
         revision: 5,
         held_by: None,
         labels: Labels::new(),
+        share: None,
+        ephemeral: None,
+        close_on_hangup: None,
     };
     let full = Entry {
         name: name("b"),
@@ -698,6 +701,9 @@ fn entries() -> [Entry; 2] {
         expires_at_usec: Some(6),
         held_by: Some(peer(7)),
         labels: labels(),
+        share: Some(Share { uids: vec![8], gids: vec![9, 10] }),
+        ephemeral: Some(false),
+        close_on_hangup: Some(true),
         ..bare.clone()
     };
     [bare, full]

@@ -21,6 +21,7 @@ from ._terms import (
     Notice,
     Peer,
     Reason,
+    Share,
     Standing,
     Statistics,
     Verdict,
@@ -97,7 +98,7 @@ def info(wire: Wire, inbox: Inbox) -> Info:
 
 
 def _entry(wire: Wire) -> Entry:
-    held_by = _maybe(wire, "heldBy", dict)
+    held_by, share = _maybe(wire, "heldBy", dict), _maybe(wire, "share", dict)
     return Entry(
         name=_field(wire, "name", str),
         kind=_word(Kind, wire.get("kind")),
@@ -114,6 +115,9 @@ def _entry(wire: Wire) -> Entry:
         revision=_field(wire, "revision", int),
         held_by=None if held_by is None else _peer(held_by),
         labels=_maybe(wire, "labels", dict) or {},
+        share=None if share is None else Share(_all(share, "uids", int), _all(share, "gids", int)),
+        ephemeral=_maybe(wire, "ephemeral", bool),
+        close_on_hangup=_maybe(wire, "closeOnHangup", bool),
     )
 
 

@@ -195,6 +195,10 @@ class Entry:
     held_by: Optional[Peer]
     """Whose open transaction holds it."""
     labels: Mapping[str, str]
+    share: Optional[Share] = None
+    """This and the two below `list` tells to the giver's user and to root, and to nobody else."""
+    ephemeral: Optional[bool] = None
+    close_on_hangup: Optional[bool] = None
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class Calls(TestCase):
         self.assertEqual((entry.giver.uid, entry.giver.pid), (os.getuid(), os.getpid()))
         self.assertEqual(entry.may_reopen, Access.READ)
         self.assertEqual(entry.labels, gift.labels)
+        self.assertEqual(entry.share, gift.share)
+        self.assertEqual((entry.ephemeral, entry.close_on_hangup), (True, False))
         assert entry.expires_at_usec is not None
         self.assertAlmostEqual(entry.expires_at_usec - entry.given_at_usec, 3.6e9, delta=1e6)
         self.assertEqual((entry.flags, entry.drifted, entry.held_by), (frozenset(), set(), None))

@@ -339,6 +339,9 @@ pub(crate) fn entry(text: &str) -> Entry {
         revision: 7,
         held_by: None,
         labels: Labels::new(),
+        share: None,
+        ephemeral: None,
+        close_on_hangup: None,
     }
 }
 

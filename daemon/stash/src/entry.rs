@@ -230,6 +230,19 @@ impl Details {
             revision: self.revision,
             held_by,
             labels: self.notes().labels.clone(),
+            share: None,
+            ephemeral: None,
+            close_on_hangup: None,
+        }
+    }
+
+    /// The same, as List shows it to its giver's user and to root.
+    pub(crate) fn show_all(&self, held_by: Option<Peer>) -> Entry {
+        Entry {
+            share: Some(self.notes().share.clone()),
+            ephemeral: Some(self.ephemeral_of.is_some()),
+            close_on_hangup: Some(self.close_on_hangup),
+            ..self.show(held_by)
         }
     }
 }

@@ -65,7 +65,12 @@ impl<F> Stash<F> {
             };
             if let Some(kept) = slot.view(by).filter(may_know) {
                 weight += kept.details.weight();
-                let entry = kept.details.show(self.holder(slot));
+                let holder = self.holder(slot);
+                let entry = if client.who.is_giver_or_root(kept.details.giver) {
+                    kept.details.show_all(holder)
+                } else {
+                    kept.details.show(holder)
+                };
                 listed.push(Listed { entry, fd: Arc::clone(&kept.fd) });
             }
             if at + 1 == most || weight >= MUCH_TO_SHOW {

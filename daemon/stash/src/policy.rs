@@ -194,6 +194,11 @@ impl Who {
         self.has_user() && uid == self.peer.uid
     }
 
+    /// Whether what was said when it was given is its business too.
+    pub(crate) fn is_giver_or_root(&self, giver: Peer) -> bool {
+        is_root(self) || self.is_user(giver.uid)
+    }
+
     fn is_in(&self, gid: u32) -> bool {
         gid != UNMAPPED && (gid == self.peer.gid || self.groups.contains(&gid))
     }

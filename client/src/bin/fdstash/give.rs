@@ -137,7 +137,8 @@ impl Give {
     }
 }
 
-fn label(text: &str) -> Result<(String, String), &'static str> {
+/// A label, as KEY=VALUE.
+pub(crate) fn label(text: &str) -> Result<(String, String), &'static str> {
     let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

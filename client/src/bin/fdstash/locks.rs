@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use fdstash::{Entry, Handed, Name, Pattern, blocking::Client};
+use fdstash::{Handed, Name, blocking::Client};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
@@ -29,6 +29,7 @@ use rustix::{
 use crate::{
     Door,
     chosen::{self, Choice, choice},
+    show::entry_of,
     table::{Table, terminal_width},
     words::quoted,
 };
@@ -121,10 +122,7 @@ fn table(rows: &[(&Name, Vec<Lock>)]) -> Table {
 /// Whether who calls may free the locks of an entry. A guard against mistakes and no wall: whoever may
 /// copy an entry has the power to do so.
 fn check_giver(client: &mut Client, name: &Name) -> anyhow::Result<()> {
-    // A name may have a '*' or '?' in it, and then matches others too.
-    let listed = client.list(&Pattern::new(name.as_str())?)?;
-    let entry: Option<Entry> = listed.into_iter().find(|entry| entry.name == *name);
-    let giver = entry.with_context(|| format!("entry {name:?} is gone meanwhile"))?.giver;
+    let giver = entry_of(client, name)?.giver;
     let own = geteuid();
     anyhow::ensure!(
         own.is_root() || own.as_raw() == giver.uid,
@@ -173,7 +171,7 @@ fn free(fd: &OwnedFd, locks: &[Lock]) -> io::Result<()> {
 }
 
 /// The locks of the open file description, as the kernel tells whoever holds a duplicate of it.
-fn locks_of(name: &Name, fd: impl AsFd) -> anyhow::Result<Vec<Lock>> {
+pub(crate) fn locks_of(name: &Name, fd: impl AsFd) -> anyhow::Result<Vec<Lock>> {
     let path = format!("/proc/self/fdinfo/{}", DecInt::from_fd(fd).as_str());
     let locks = fs::read_to_string(path).map_err(anyhow::Error::from);
     let locks = locks.and_then(|fdinfo| read_locks(&fdinfo));
@@ -213,7 +211,7 @@ fn read_lock(line: &str) -> anyhow::Result<Option<Lock>> {
 
 /// A lock of an open file description.
 #[derive(Debug, PartialEq, Eq)]
-struct Lock {
+pub(crate) struct Lock {
     kind: Kind,
     mode: Mode,
     /// Its first byte.
@@ -255,6 +253,13 @@ impl Mode {
 }
 
 impl Lock {
+    /// For people, in a line.
+    pub(crate) fn tell(&self) -> String {
+        let end = self.end.map_or_else(|| "EOF".to_owned(), |end| end.to_string());
+        let meaning = self.meaning().map(|meaning| format!(" ({meaning})")).unwrap_or_default();
+        format!("{} {} {}-{end}{meaning}", self.kind.as_str(), self.mode.as_str(), self.start)
+    }
+
     /// What it says to QEMU, which has a byte for each thing that it does to an image, and one for each
     /// that it lets nobody else do, and locks them for reading. Bytes beside each other are one lock to
     /// the kernel. The last of each was that of QEMU 6.1 and before.
@@ -277,7 +282,7 @@ impl Lock {
     }
 
     /// One line of JSON.
-    fn to_json(&self, name: &Name) -> String {
+    pub(crate) fn to_json(&self, name: &Name) -> String {
         // A name is printable ASCII, which Rust and JSON quote alike; the rest are words of ours.
         let (name, kind, mode) = (name.as_str(), self.kind.as_str(), self.mode.as_str());
         let end = self.end.map(|end| format!(r#","end":{end}"#)).unwrap_or_default();

@@ -1,22 +1,33 @@
 //! `fdstash`: the command. Maps what a verb comes to to an exit code, and errors to plain words.
-#![forbid(unsafe_code)]
+// But for kcmp.rs.
+#![deny(unsafe_code)]
 
+mod arrival;
 mod chosen;
 mod close;
 mod completions;
 mod descriptor;
+mod doctor;
 mod give;
 mod help;
+mod import_s6;
+mod kcmp;
 mod list;
+mod listen;
 mod locks;
+mod names;
 mod policy;
 mod progress;
 mod qemu;
 mod reopen;
 mod run;
+mod show;
+mod spawn;
+mod stage;
 mod status;
 mod table;
 mod take;
+mod transfer;
 mod watch;
 mod words;
 
@@ -61,6 +72,9 @@ Examples:
   # See what there is, and what changes:
   fdstash list 'vm7-*'
   fdstash watch 'vm7-*'
+  # See all about one, and find out why something does not work:
+  fdstash show vm7-disk0
+  fdstash doctor
 
 Each command has examples of its own: fdstash give --help";
 
@@ -71,11 +85,19 @@ enum Verb {
     Close(close::Close),
     Reopen(reopen::Reopen),
     List(list::List),
+    Show(show::Show),
     Watch(watch::Watch),
     Locks(locks::Locks),
+    Transfer(transfer::Transfer),
+    ImportS6(import_s6::ImportS6),
     Policy(policy::Policy),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
+    Listen(listen::Listen),
+    Run(run::Run),
+    #[command(name = "become")]
+    Stage(stage::Stage),
     Completions(completions::Completions),
     #[command(hide = true)]
     Complete(completions::Complete),
@@ -85,6 +107,16 @@ enum Verb {
 struct Door(Option<PathBuf>);
 
 impl Door {
+    /// The path of its socket.
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(fdstash::default_socket)
+    }
+
+    /// Whether the call of the command says where.
+    fn is_named(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn connect(&self) -> Result<Client, fdstash::Error> {
         match &self.0 {
             Some(socket) => Client::connect_to(socket),
@@ -114,11 +146,18 @@ fn main() -> ExitCode {
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
         Verb::List(list) => list.run(&door),
+        Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
         Verb::Locks(locks) => locks.run(&door),
+        Verb::Transfer(transfer) => transfer.run(&door),
+        Verb::ImportS6(import) => import.run(&door),
         Verb::Policy(policy) => policy.run(&door),
         Verb::Status(status) => status.run(&door),
+        Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
+        Verb::Stage(stage) => stage.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),
     };

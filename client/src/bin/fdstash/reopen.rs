@@ -9,7 +9,7 @@ use fdstash::{Access, Name, Reopening};
 use crate::{
     Door, Misuse,
     progress::Progress,
-    run::Seats,
+    spawn::Seats,
     take::{finish, start_and_commit},
     words::{AccessWord, Switch},
 };

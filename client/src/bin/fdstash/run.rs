@@ -1,191 +1,120 @@
-//! Running a command with descriptors in place, and standing in for it until it ends.
+//! `fdstash run`: starts a program as a service manager does that activates it by sockets and stores
+//! descriptors for it, with the stash as the store.
+//!
+//! What can go wrong, and what then happens: no daemon at the start is an error, before anything runs. A
+//! daemon that ends later is waited for; what is to be stored meanwhile waits with us, and so does a
+//! barrier behind it. Two runs with one prefix would take each other's descriptors for their own, so the
+//! second is refused. Where this process is killed, its command is asked to end, and the next run finds in
+//! the stash what was acknowledged.
 
-use std::{
-    ffi::OsString,
-    fs, io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
-    path::Path,
-    process::{Child, Command, ExitCode, ExitStatus},
-    thread,
+mod chosen;
+mod heard;
+mod manager;
+mod message;
+mod same;
+mod serve;
+mod socket;
+mod store;
+mod variables;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Args;
+use fdstash::blocking::Client;
+
+use crate::{
+    Door,
+    spawn::{self, Seats},
 };
 
-use anyhow::Context;
-use command_fds::{CommandFdExt, FdMapping};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
-    iterator::{SignalsInfo, exfiltrator::WithRawSiginfo},
+use self::{
+    chosen::{Chosen, Wanted},
+    store::{Prefix, Store},
+    variables::Inherited,
 };
 
-/// What is passed on to the command.
-const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+const EXAMPLES: &str = "\
+Examples:
+  fdstash listen web tcp:8080 --if-missing
+  fdstash run --take web -- /usr/bin/server
+  fdstash run --take 'web-*' --take admin:control -- /usr/bin/server      # the last one is named control
+  fdstash run --take web -- env 'NGINX=3;' nginx -g 'daemon off;'         # nginx takes the number of it
+  fdstash run --take web --store server -- /usr/bin/server                # and stores its connections
 
-/// `si_code` of a signal that the kernel itself sent, as a terminal does: sigaction(2).
-const SI_KERNEL: i32 = 0x80;
+COMMAND finds the descriptors from 3 on: LISTEN_FDS says how many, LISTEN_FDNAMES what they are called, and
+LISTEN_PID that they are for it (sd_listen_fds(3)). They are copies: the stash keeps its own, and the next
+start has them again. First come those that fdstash itself was started with by a service manager, then
+those of each --take in the order of their names, then what is stored.
 
-/// Where the descriptors go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Seats {
-    /// The first to standard input, further ones to 3, 4 and so on.
-    InputFirst,
-    /// To this number and those after it.
-    From(i32),
+Without --store, fdstash becomes COMMAND. With it, it stays as its parent and its notification socket
+(NOTIFY_SOCKET, sd_pid_notify_with_fds(3)): FDSTORE=1, FDNAME=, FDPOLL=0, FDSTOREREMOVE=1 and BARRIER=1 go to
+the stash, under PREFIX/FDNAME, and come back at the next start. What hangs up is dropped, but with FDPOLL=0.
+A barrier is answered when all before it is in the stash; what the daemon refuses is told on standard error.
+READY=1, STATUS= and the like go on to the manager above, if there is one; and signals to COMMAND, whose end is
+fdstash's own. COMMAND must stay in the foreground; with MAINPID= it hands over to another of its processes.";
+
+/// Start a program with sockets and files from the stash, and be its descriptor store
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Run {
+    /// Pass what matches: '*' stands for any characters, '?' for one (may be repeated). With :FDNAME, it
+    /// is called so, and not as in the stash
+    #[arg(long = "take", value_name = "PATTERN[:FDNAME]")]
+    wanted: Vec<Wanted>,
+
+    /// Start COMMAND also where a pattern matches nothing
+    #[arg(long)]
+    allow_none: bool,
+
+    /// Store what COMMAND sends as its service manager's descriptor store would, under this prefix, and
+    /// pass what is stored
+    #[arg(long, value_name = "PREFIX")]
+    store: Option<Prefix>,
+
+    /// How many descriptors COMMAND may store
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "store")]
+    store_max: usize,
+
+    /// Pass also what this user has given (may be repeated) [default: only what you or root has]
+    #[arg(long = "trust", value_name = "UID")]
+    trusted: Vec<u32>,
+
+    /// The command to run, with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
-impl Seats {
-    fn numbers(self) -> Box<dyn Iterator<Item = i32>> {
-        match self {
-            Self::InputFirst => Box::new([0].into_iter().chain(3..)),
-            Self::From(first) => Box::new(first..),
+impl Run {
+    pub(crate) fn run(mut self, door: &Door) -> anyhow::Result<ExitCode> {
+        self.trusted.extend([0, rustix::process::geteuid().as_raw()]);
+        let mut client = door.connect()?;
+        let mut chosen = chosen::choose(&mut client, &self.wanted, self.allow_none, &self.trusted)?;
+        match self.store.take() {
+            Some(prefix) => self.with_store(client, prefix, chosen),
+            None => self.without(&mut chosen),
         }
     }
-}
 
-/// A command that has been executed.
-pub(crate) struct Running {
-    child: Child,
-    signals: SignalsInfo<WithRawSiginfo>,
-}
-
-/// Why there is none.
-pub(crate) enum NotRunning {
-    /// The kernel would not execute it.
-    NotExecuted(ExitCode),
-    /// What should have been around it failed.
-    Failed(anyhow::Error),
-}
-
-/// Executes a command with the descriptors in their seats, and closes them here, so that the command
-/// and whoever else has them decide when they are gone.
-pub(crate) fn start(
-    command: &[OsString],
-    fds: Vec<OwnedFd>,
-    seats: Seats,
-) -> Result<Running, NotRunning> {
-    let [program, arguments @ ..] = command else {
-        return Err(NotRunning::Failed(anyhow::anyhow!("there is no command to run")));
-    };
-    let (mut prepared, reserved) =
-        prepare(program, arguments, fds, seats).map_err(NotRunning::Failed)?;
-    let signals = not_ignored()
-        .and_then(SignalsInfo::new)
-        .context("could not prepare for signals")
-        .map_err(NotRunning::Failed)?;
-    let outcome = prepared.spawn();
-    drop(reserved);
-    match outcome {
-        Ok(child) => Ok(Running { child, signals }),
-        Err(error) => {
-            let program = Path::new(program).display();
-            crate::complain(format_args!("could not run {program}: {error}"));
-            let is_missing = error.kind() == io::ErrorKind::NotFound;
-            Err(NotRunning::NotExecuted(ExitCode::from(if is_missing { 127 } else { 126 })))
+    fn without(&self, chosen: &mut Chosen) -> anyhow::Result<ExitCode> {
+        let inherited = Inherited::from_env();
+        let mut command = spawn::of(&self.command)?;
+        variables::set(&mut command, &inherited, &chosen.names);
+        if !variables::are_none(&inherited, &chosen.names) {
+            // An exec leaves a process its number.
+            command.env("LISTEN_PID", std::process::id().to_string());
         }
-    }
-}
-
-impl Running {
-    /// Waits for the end of the command, passes signals on to it until then, and tells its exit
-    /// code as a shell would.
-    pub(crate) fn wait(mut self) -> anyhow::Result<ExitCode> {
-        let process = Process::of(&self.child);
-        thread::spawn(move || {
-            for signal in self.signals.forever() {
-                // What a terminal sends, it sends to the command too, since it is in our group.
-                let known = Signal::from_named_raw(signal.si_signo);
-                if let Some(known) = known.filter(|_| signal.si_code != SI_KERNEL) {
-                    process.signal(known);
-                }
-            }
-        });
-        Ok(exit_code(self.child.wait().context("could not wait for the command")?))
-    }
-}
-
-/// Whom to pass signals on to.
-pub(crate) enum Process {
-    /// The process itself: its number could be another's by the time of a signal.
-    Itself(OwnedFd),
-    /// Its number, where the kernel or a sandbox has no handle on processes.
-    Numbered(Pid),
-}
-
-impl Process {
-    pub(crate) fn of(child: &Child) -> Self {
-        let pid = Pid::from_child(child);
-        pidfd_open(pid, PidfdFlags::empty()).map_or(Self::Numbered(pid), Self::Itself)
+        spawn::become_it(command, std::mem::take(&mut chosen.fds), Seats::From(inherited.next()))
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
-        // It may just have ended, and then there is nothing to tell it.
-        let _ = match self {
-            Self::Itself(process) => pidfd_send_signal(process, signal),
-            Self::Numbered(pid) => kill_process(*pid, signal),
-        };
-    }
-}
-
-/// The command with its descriptors, and what keeps their numbers reserved until it is spawned.
-fn prepare(
-    program: &OsString,
-    arguments: &[OsString],
-    fds: Vec<OwnedFd>,
-    seats: Seats,
-) -> anyhow::Result<(Command, Vec<OwnedFd>)> {
-    // The standard library learns of a failed exec through a pipe that it opens while it spawns.
-    // Were the pipe to get one of these numbers, a descriptor would be put over it, and the failure
-    // be written into that file (tests/command.rs).
-    let mut reserved = Vec::with_capacity(fds.len());
-    for (number, fd) in seats.numbers().zip(&fds).filter(|(number, _)| *number > 2) {
-        let fd = rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), number)
-            .with_context(|| format!("there can be no descriptor {number}"))?;
-        reserved.push(fd);
-    }
-    let mappings = seats.numbers().zip(fds);
-    let mappings = mappings.map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    let mut command = Command::new(program);
-    command.args(arguments).fd_mappings(mappings.collect())?;
-    Ok((command, reserved))
-}
-
-/// The forwarded signals but those that whoever started us ignores, as nohup does: they stay
-/// ignored, also in the command.
-fn not_ignored() -> io::Result<Vec<i32>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    Ok(FORWARDED.into_iter().filter(|&signal| !is_ignored(&status, signal)).collect())
-}
-
-fn is_ignored(status: &str, signal: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
-}
-
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::REFUSED))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_the_kernels_mask() {
-        let status = "SigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
-
-        let ignored = FORWARDED.map(|signal| is_ignored(status, signal));
-
-        assert_eq!(ignored, [true, false, false, false, false, false]);
-        assert!(!is_ignored("", SIGHUP));
-    }
-
-    #[test]
-    fn seats_are_counted_from_standard_input_or_from_a_number() {
-        assert_eq!(Seats::InputFirst.numbers().take(3).collect::<Vec<_>>(), [0, 3, 4]);
-        assert_eq!(Seats::From(7).numbers().take(3).collect::<Vec<_>>(), [7, 8, 9]);
+    fn with_store(
+        &self,
+        client: Client,
+        prefix: Prefix,
+        mut chosen: Chosen,
+    ) -> anyhow::Result<ExitCode> {
+        let mut store = Store::new(client, prefix, self.trusted.clone(), self.store_max);
+        let _lock = store.lock()?;
+        chosen.append(store.copies()?);
+        serve::serve(&self.command, chosen, store)
     }
 }

@@ -16,7 +16,7 @@ use fdstash::{
 use crate::{
     Door,
     progress::Progress,
-    run::{NotRunning, Running, Seats, start},
+    spawn::{NotRunning, Running, Seats, start},
     words::{quoted, span},
 };
 

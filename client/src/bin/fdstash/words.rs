@@ -50,6 +50,12 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
 }
 
+/// The mode of a file, in octal digits.
+pub(crate) fn mode(text: &str) -> Result<u32, &'static str> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or("a mode is octal digits, at most 777")
+}
+
 /// How long ago a time was, or how long it is until then, in its largest unit.
 pub(crate) fn distance(usec: u64, now: SystemTime) -> String {
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

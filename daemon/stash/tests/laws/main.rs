@@ -308,12 +308,12 @@ laws! {
             }
             if let Input::Rules(_) = moment.input {
                 // Of what it may know from here on, it is told from here on; it lists anew.
-                somebody.1 = unheld(&moment.after.known);
+                somebody.1 = as_watched(&moment.after.known);
             }
             let told = moment.told();
             revision = told.iter().map(|told| told.entry.revision).max().unwrap_or(revision);
-            prop_assert_eq!(&root.1, &unheld(&moment.after.entries), "{}", trace.until(at));
-            prop_assert_eq!(&somebody.1, &unheld(&moment.after.known), "{}", trace.until(at));
+            prop_assert_eq!(&root.1, &as_watched(&moment.after.entries), "{}", trace.until(at));
+            prop_assert_eq!(&somebody.1, &as_watched(&moment.after.known), "{}", trace.until(at));
         }
     }
 
@@ -547,10 +547,16 @@ fn learn(known: &mut BTreeMap<Name, (Entry, u64)>, change: Change, entry: Entry,
     }
 }
 
-/// The entries, but for who holds them.
-fn unheld(entries: &Entries) -> BTreeMap<Name, (Entry, u64)> {
-    let unheld = |entry: &Entry| Entry { held_by: None, ..entry.clone() };
-    entries.iter().map(|(entry, fd)| (entry.name.clone(), (unheld(entry), *fd))).collect()
+/// The entries as Watch tells of them: neither who holds them, nor all of how they were given.
+fn as_watched(entries: &Entries) -> BTreeMap<Name, (Entry, u64)> {
+    let told = |entry: &Entry| Entry {
+        held_by: None,
+        share: None,
+        ephemeral: None,
+        close_on_hangup: None,
+        ..entry.clone()
+    };
+    entries.iter().map(|(entry, fd)| (entry.name.clone(), (told(entry), *fd))).collect()
 }
 
 /// Whether a Reopen gives anything that the kept descriptor does not give.

@@ -521,7 +521,16 @@ impl Model {
         let known = items.filter(|item| self.lists(&client.who, item));
         let show = |item: &Item| {
             let holder = self.holder(&item.entry.name).map(|id| self.clients[&id].who.peer);
-            (shown(Entry { held_by: holder, ..item.entry.clone() }), item.fd)
+            let entry = shown(Entry { held_by: holder, ..item.entry.clone() });
+            let asks = client.who.peer.uid;
+            let is_told = asks == 0 || (asks == entry.giver.uid && asks != UNMAPPED);
+            let entry = Entry {
+                share: is_told.then(|| item.share.clone()),
+                ephemeral: is_told.then_some(item.ephemeral_of.is_some()),
+                close_on_hangup: is_told.then_some(item.close_on_hangup),
+                ..entry
+            };
+            (entry, item.fd)
         };
         known.map(show).collect()
     }
@@ -867,6 +876,9 @@ impl Model {
             revision: 0,
             held_by: None,
             labels: gift.labels.clone(),
+            share: None,
+            ephemeral: None,
+            close_on_hangup: None,
         };
         Item {
             fd,

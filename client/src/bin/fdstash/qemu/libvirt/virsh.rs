@@ -24,7 +24,7 @@ use crate::{
         nodes::Identity,
         qmp::{Failure, Monitor, result_of},
     },
-    run::Process,
+    spawn::Process,
 };
 
 /// The monitor of a domain's QEMU. Each command is a virsh of its own.
