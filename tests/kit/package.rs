@@ -73,7 +73,7 @@ impl Packages {
     /// A systemd in which nothing is installed, with the packages in its folder `/packages`.
     #[must_use]
     pub fn boot(&self) -> Option<Systemd> {
-        Systemd::boot_with(|tree| {
+        let systemd = Systemd::boot_with(|tree| {
             let to = tree.join("packages");
             shell(&format!(
                 "mkdir -p {to} && cp {from}/*.deb {to}",
@@ -81,7 +81,13 @@ impl Packages {
                 to = to.display()
             ));
             shell(&format!("chmod 755 {}", tree.display()));
-        })
+        })?;
+        // Images of containers have apt start nothing; the machine's own dpkg may be at work just now; and
+        // to read all manual pages of the machine takes long.
+        systemd.works(
+            "rm -f /usr/sbin/policy-rc.d /var/lib/dpkg/updates/* /var/lib/man-db/auto-update",
+        );
+        Some(systemd)
     }
 }
 
