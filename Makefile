@@ -34,7 +34,7 @@ test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
 		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
-		nginx curl python3-systemd pgrep socat logrotate
+		nginx curl python3-systemd python3-prometheus-client python3-yaml pgrep socat logrotate jq
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
@@ -121,17 +121,20 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 UNITS = fdstashd.service fdstashd.socket
+# Of the system's stash alone.
+METRICS = fdstashd-metrics.socket
 # Of what is installed below PREFIX, every file.
 INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.socket.d/since-262.conf) \
+	lib/systemd/system/$(METRICS) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS) $(BOOK),share/doc/fdstash/$(doc)) \
 	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
 FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
 # The book's own pages, and what it shows.
-BOOK = $(wildcard docs/*.md docs/reference/*.md docs/*.svg)
+BOOK = $(wildcard docs/*.md docs/reference/*.md docs/operators/* docs/*.svg)
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
 
 PAGES = $(notdir $(wildcard docs/man/*))
@@ -148,6 +151,7 @@ install:
 	@$(MAKE) --no-print-directory install-c
 	@$(MAKE) --no-print-directory install-units FROM=systemd TO=$(LIB)/systemd/system
 	@$(MAKE) --no-print-directory install-units FROM=systemd/user TO=$(LIB)/systemd/user
+	install -m 644 systemd/$(METRICS) $(DESTDIR)$(LIB)/systemd/system
 	install -m 644 systemd/sysusers.d/fdstash.conf $(DESTDIR)$(LIB)/sysusers.d
 	install -m 644 systemd/tmpfiles.d/fdstash.conf $(DESTDIR)$(LIB)/tmpfiles.d
 	install -m 644 $(filter-out %.varlink %.toml,$(DOCS)) proto/org.fdstash.Stash.varlink \
@@ -191,7 +195,7 @@ install-units:
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
 	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) \
-	  $(DOC)/docs/reference $(DOC)/docs $(DOC); do \
+	  $(DOC)/docs/reference $(DOC)/docs/operators $(DOC)/docs $(DOC); do \
 	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done
 
 clean:

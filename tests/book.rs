@@ -19,9 +19,9 @@
 //! | `<!-- test: all ran by FILE... -->` | so are all blocks of the page |
 //! | `<!-- test: needs PROGRAM... -->` | the page is left out where one of them is not there; `make test` installs them |
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, ffi::OsStr, fs, path::Path, process::Command};
 
-use kit::{Block, Page, Reader, Tried, source};
+use kit::{Block, Page, Reader, Tried, below};
 
 #[test]
 fn the_commands_of_the_readme_work() {
@@ -36,6 +36,21 @@ fn the_commands_of_the_tutorial_work() {
 #[test]
 fn the_commands_for_qemu_work() {
     follow("docs/qemu.md");
+}
+
+#[test]
+fn the_commands_for_restarts_work() {
+    follow("docs/zero-downtime.md");
+}
+
+#[test]
+fn the_commands_for_moving_work() {
+    follow("docs/moving.md");
+}
+
+#[test]
+fn the_commands_for_operators_work() {
+    follow("docs/operators.md");
 }
 
 #[test]
@@ -59,11 +74,6 @@ fn the_commands_for_containers_work() {
 }
 
 #[test]
-fn the_commands_for_moving_work() {
-    follow("docs/moving.md");
-}
-
-#[test]
 fn the_commands_for_a_policy_work() {
     follow("docs/policy.md");
 }
@@ -75,7 +85,7 @@ fn the_commands_for_installing_it_work() {
 
 #[test]
 fn every_page_is_followed_that_has_commands() {
-    let here = fs::read_to_string(source("tests/book.rs")).unwrap();
+    let here = fs::read_to_string(below("tests/book.rs")).unwrap();
     for page in pages() {
         let is_run = |block: &Block| !matches!(block.tried, Tried::RanBy(_) | Tried::Said);
         let is_followed = here.contains(&format!("follow(\"{}\")", page.path));
@@ -107,7 +117,7 @@ fn every_block_is_tried_and_what_is_said_of_it_is_true() {
 
 #[test]
 fn make_test_installs_what_the_pages_need() {
-    let makefile = fs::read_to_string(source("Makefile")).unwrap();
+    let makefile = fs::read_to_string(below("Makefile")).unwrap();
     let test = makefile.split("\ntest:").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
     let installed: BTreeSet<&str> = test.split_whitespace().collect();
 
@@ -123,7 +133,7 @@ fn make_test_installs_what_the_pages_need() {
 
 #[test]
 fn every_page_of_the_book_is_in_its_summary() {
-    let summary = fs::read_to_string(source("docs/SUMMARY.md")).unwrap();
+    let summary = fs::read_to_string(below("docs/SUMMARY.md")).unwrap();
 
     for page in pages() {
         let Some(name) = page.path.strip_prefix("docs/") else { continue };
@@ -135,7 +145,7 @@ fn every_page_of_the_book_is_in_its_summary() {
 #[test]
 fn every_link_leads_somewhere() {
     for page in pages() {
-        let text = fs::read_to_string(source(&page.path)).unwrap();
+        let text = fs::read_to_string(below(&page.path)).unwrap();
         let folder = Path::new(&page.path).parent().unwrap();
         for target in links(&text) {
             if target.contains("://") {
@@ -143,7 +153,7 @@ fn every_link_leads_somewhere() {
             }
             let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
             let path = if path.is_empty() { Path::new(&page.path) } else { &folder.join(path) };
-            let there = source(path.to_str().unwrap());
+            let there = below(path.to_str().unwrap());
             assert!(there.exists(), "{} links to {target}, which is not there", page.path);
             let is_installed = path.starts_with("docs") || path.components().count() == 1;
             assert!(is_installed, "{} links to {target}, which is not installed", page.path);
@@ -173,8 +183,8 @@ fn pages() -> Vec<Page> {
     paths.push("python/README.md".to_owned());
     let mut folders = vec!["docs".to_owned()];
     while let Some(folder) = folders.pop() {
-        for file in fs::read_dir(source(&folder)).unwrap().flatten() {
-            let path = format!("{folder}/{}", file.file_name().to_str().unwrap());
+        for file in fs::read_dir(below(&folder)).expect("a folder").flatten() {
+            let path = format!("{folder}/{}", file.file_name().to_string_lossy());
             if file.path().is_dir() {
                 folders.push(path);
             } else if path.ends_with(".md") {
@@ -191,12 +201,12 @@ fn check_ran_by(page: &Page, block: &Block, files: &[String]) {
     let texts: Vec<String> = files
         .iter()
         .map(|file| {
-            fs::read_to_string(source(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+            fs::read_to_string(below(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
         })
         .collect();
     // The page itself, where this is a link to it.
-    let page = fs::canonicalize(source(&page.path)).unwrap();
-    let name = page.file_name().unwrap().to_str().unwrap();
+    let page = fs::canonicalize(below(&page.path)).expect("a page is there");
+    let name = page.file_name().and_then(OsStr::to_str).expect("a page has a name");
     let fence = [format!("```{}", block.language), format!("\"{}\"", block.language)];
     let reads_it =
         |text: &String| text.contains(name) && fence.iter().any(|fence| text.contains(fence));
@@ -221,7 +231,8 @@ fn runs_as_make_does(test: &str, target: &str) -> bool {
     // What make says to other makes is not for this one.
     let mut make = Command::new("make");
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-    let told = make.args(["--dry-run", target]).current_dir(source("")).output().unwrap();
+    let told =
+        make.args(["--dry-run", target]).current_dir(below("")).output().expect("make can be run");
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let mut words = told.split_whitespace();
     let example = words.find_map(|word| word.split_once("/examples/"));

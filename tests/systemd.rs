@@ -88,6 +88,7 @@ fn what_is_installed_is_all_removed_again() {
         "bin/fdstashd",
         "lib/systemd/system/fdstashd.service",
         "lib/systemd/system/fdstashd.socket",
+        "lib/systemd/system/fdstashd-metrics.socket",
         "lib/systemd/user/fdstashd.service",
         "lib/systemd/user/fdstashd.socket",
         "lib/sysusers.d/fdstash.conf",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use fdstash::Flags;
-use kit::{Daemon, file, listed, null, pattern, skipped, source, varlinkctl};
+use kit::{Daemon, below, file, listed, null, pattern, skipped, varlinkctl};
 use serde_json::{Value, json};
 
 const STASH: &str = "org.fdstash.Stash";
@@ -41,7 +41,7 @@ fn it_shows_what_the_daemon_is_and_its_interface_as_it_is_written() {
 
     let Some(info) = works(&daemon, "varlinkctl info $stash") else { return };
     let interface = works(&daemon, &format!("varlinkctl introspect $stash {STASH}")).unwrap();
-    let file = source("proto/org.fdstash.Stash.varlink");
+    let file = below("proto/org.fdstash.Stash.varlink");
     let valid = works(&daemon, &format!("varlinkctl validate-idl {}", file.display())).unwrap();
     let figures = works(&daemon, &format!("varlinkctl call -j $stash {STASH}.GetStatistics"));
 
@@ -162,7 +162,7 @@ fn a_refusal_names_the_error_and_the_thing() {
 #[test]
 fn it_finds_the_daemon_where_the_unit_puts_it_in_the_registry() {
     let daemon = Daemon::spawn();
-    let unit = fs::read_to_string(source("systemd/user/fdstashd.socket")).unwrap();
+    let unit = fs::read_to_string(below("systemd/user/fdstashd.socket")).unwrap();
     let link = unit.lines().find_map(|line| line.strip_prefix("Symlinks=%t/")).unwrap();
     let link = daemon.path(link);
     fs::create_dir_all(link.parent().unwrap()).unwrap();

@@ -3,13 +3,13 @@
 use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, builder::FalseyValueParser};
 use fdstash_proto::MAX_DESCRIPTORS;
 use fdstash_stash::{Limits, Quota};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 
-use crate::{ledger::Table, opener, policy, process, systemd::capacity};
+use crate::{ledger::Table, opener, policy, process, scrape, systemd::capacity};
 
 /// Descriptors that the daemon needs for itself: its standard ones, its listening socket, epolls,
 /// timers, and room for a connection to be turned away on and for files being opened.
@@ -93,7 +93,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     check_policy: Option<Option<PathBuf>>,
 
-    /// How much to log, to standard error
+    /// Tell in the log who has given, taken, copied, reopened or closed which descriptor, and what was
+    /// refused
+    #[arg(long, env = "FDSTASHD_AUDIT", value_parser = FalseyValueParser::new())]
+    audit: bool,
+
+    /// Tell metrics, as OpenMetrics over HTTP, at unix:PATH, or at 127.0.0.1:PORT for every user of this
+    /// machine
+    #[arg(long, value_name = "WHERE")]
+    metrics: Option<scrape::Place>,
+
+    /// How much to log, to standard error; with its fields, if that is the journal
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
 
@@ -185,6 +195,10 @@ pub(crate) struct Config {
     pub(crate) policy: policy::Place,
     /// How long a client may leave a message half sent, or an answer unread.
     pub(crate) patience: Duration,
+    /// Whether it is told who does what.
+    pub(crate) audit: bool,
+    /// Where metrics are told, unless a socket was passed.
+    pub(crate) metrics: Option<scrape::Place>,
 }
 
 impl Args {
@@ -227,7 +241,8 @@ impl Args {
         let limits = self.most.limits(places, places - spare);
         let table = Table { size, slack, owner: limits.owner };
         let (policy, patience) = (self.policy(), Duration::from_secs(self.patience));
-        Ok(Config { socket: self.socket, limits, table, policy, patience })
+        let Self { socket, audit, metrics, .. } = self;
+        Ok(Config { socket, limits, table, policy, patience, audit, metrics })
     }
 }
 

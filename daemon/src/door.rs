@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     clock,
     connection::{Connection, End},
+    metrics::Metrics,
     open::no_thread,
     peer,
     reminder::Reminder,
@@ -98,6 +99,10 @@ impl Door {
                 spawn_local(Connection::new(id, socket, seat, &self.daemon).run());
             }
             Err(refusal) => {
+                let mut daemon = self.daemon.borrow_mut();
+                daemon.audit.refused(peer, &refusal);
+                daemon.metrics.iter_mut().for_each(Metrics::turned_away);
+                drop(daemon);
                 self.remind(&refusal.to_string());
                 refuse(&socket, &reply::write(Err(refusal), false));
                 if let Ok(socket) = socket.into_std() {
@@ -117,6 +122,7 @@ impl Door {
             }
             return;
         }
+        self.daemon.borrow_mut().metrics.iter_mut().for_each(Metrics::turned_away);
         self.remind("no descriptors left");
         drop(self.spare.take());
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

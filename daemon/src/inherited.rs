@@ -19,6 +19,9 @@ use rustix::{
 /// The first number of those that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST: Number = 3;
 
+/// What systemd has passed, and the name of each.
+pub(crate) type Passed = (Inherited, Vec<(Number, String)>);
+
 /// The open descriptors of this process that belong to nobody in it yet.
 #[derive(Clone)]
 pub(crate) struct Inherited {
@@ -33,7 +36,7 @@ impl Inherited {
     /// # Errors
     ///
     /// If what the environment says of them cannot be read.
-    pub(crate) fn from_systemd() -> Result<(Self, Vec<(Number, String)>)> {
+    pub(crate) fn from_systemd() -> Result<Passed> {
         let for_us =
             env::var("LISTEN_PID").is_ok_and(|pid| pid == getpid().as_raw_pid().to_string());
         let Some(count) = env::var("LISTEN_FDS").ok().filter(|_| for_us) else {
@@ -45,7 +48,8 @@ impl Inherited {
         let named: Vec<_> = (FIRST..FIRST + Number::from(count))
             .map(|number| (number, names.next().unwrap_or_default()))
             .collect();
-        Ok((Self::from_before(named.iter().map(|(number, _)| *number)), named))
+        let open = named.iter().map(|(number, _)| *number).filter(|number| is_open(*number));
+        Ok((Self::from_before(open), named))
     }
 
     /// Those of these numbers, which whoever this process was before has left open for it.
@@ -170,6 +174,30 @@ pub(crate) fn listening_socket(
         bail!("the descriptor that systemd has passed is no listening Unix stream socket");
     }
     Ok(Some(socket))
+}
+
+/// What systemd calls the sockets at which metrics are told (`FileDescriptorName=`).
+pub(crate) const METRICS: &str = "metrics";
+
+/// Those sockets, as many as systemd has passed.
+///
+/// # Errors
+///
+/// If what it has passed under that name is no listening stream socket.
+pub(crate) fn metrics_sockets(
+    inherited: &mut Inherited,
+    named: &[(Number, String)],
+) -> Result<Vec<OwnedFd>> {
+    let numbers = named.iter().filter(|(_, name)| name == METRICS).map(|(number, _)| *number);
+    let sockets: Vec<_> = numbers.filter_map(|number| inherited.claim(number)).collect();
+    let listens = |socket: &OwnedFd| {
+        socket_acceptconn(socket).unwrap_or(false)
+            && socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
+    };
+    if !sockets.iter().all(listens) {
+        bail!("what systemd has passed for the metrics is no listening stream socket");
+    }
+    Ok(sockets)
 }
 
 /// No number of an open descriptor is higher.

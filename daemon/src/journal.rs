@@ -192,8 +192,7 @@ impl Journal {
     }
 
     /// How many bytes it has.
-    #[cfg(test)]
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.end
     }
 

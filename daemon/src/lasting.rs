@@ -5,7 +5,7 @@ use std::{
     env,
     ffi::OsString,
     fs::File,
-    io,
+    io, iter,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -19,12 +19,17 @@ use crate::{
     inherited::{Inherited, number, set_survives_exec},
     journal,
     listen::{self, Place},
+    log,
     policy::{self, Policy},
+    scrape,
     systemd::Notify,
 };
 
 /// Says to the next version of this program which numbers are what.
 const KEPT: &str = "FDSTASH_KEPT";
+
+/// Says to the next version which numbers are the sockets at which metrics are told.
+const METRICS: &str = "FDSTASH_METRICS";
 
 /// Says to a program that it shall only see whether it could go on with the journal of these numbers.
 const REHEARSAL: &str = "FDSTASH_REHEARSAL";
@@ -48,6 +53,9 @@ pub(crate) struct Lasting {
     pub(crate) stored: Vec<Number>,
     /// By which the first server says to the one before that it has taken over.
     pub(crate) baton: Option<OwnedFd>,
+    /// The sockets at which metrics are told, if they are; and its place, where this daemon has made it.
+    pub(crate) metrics: Vec<OwnedFd>,
+    pub(crate) metrics_place: Option<scrape::Place>,
 }
 
 impl Lasting {
@@ -58,6 +66,7 @@ impl Lasting {
     /// If there can be no socket or no journal, or the policy cannot be loaded.
     pub(crate) fn new(
         passed: Option<OwnedFd>,
+        mut metrics: Vec<OwnedFd>,
         stored: Vec<Number>,
         config: &Config,
     ) -> Result<Self> {
@@ -66,6 +75,8 @@ impl Lasting {
         let policy = policy::Kept::create().context("keeping the policy")?;
         let (read, _) = Policy::from_files(&config.policy).context("loading the policy")?;
         policy.store(&read).context("keeping the policy")?;
+        let metrics_place = config.metrics.clone().filter(|_| metrics.is_empty());
+        metrics.extend(metrics_place.as_ref().map(scrape::Place::listen).transpose()?);
         let (listener, place) = match passed {
             Some(listener) => {
                 tracing::info!("serving the socket that was passed");
@@ -79,7 +90,17 @@ impl Lasting {
             }
         };
         let manager = Notify::from_env()?;
-        Ok(Self { listener, place, journal, policy, manager, stored, baton: None })
+        Ok(Self {
+            listener,
+            place,
+            journal,
+            policy,
+            manager,
+            stored,
+            baton: None,
+            metrics,
+            metrics_place,
+        })
     }
 
     /// What an earlier version of this program has left for this one, if there was one.
@@ -102,7 +123,10 @@ impl Lasting {
         let [first_life, next_life, most_bundles] =
             [first_life, next_life, most_bundles].map(u64::from);
         heart.set_stored(Stored { first_life, next_life, most_bundles });
-        let open = [listener, one, other, rules, before].map(Some).into_iter().chain([baton, lock]);
+        let metrics = env::var_os(METRICS).map(|numbers| to_numbers(&numbers)).transpose()?;
+        let metrics: Vec<_> = metrics.into_iter().flatten().flatten().collect();
+        let open = [listener, one, other, rules, before].map(Some).into_iter();
+        let open = open.chain([baton, lock]).chain(metrics.iter().copied().map(Some));
         let mut inherited = Inherited::from_before(open.flatten());
         let mut claim = |number| -> Result<OwnedFd> {
             inherited.claim(number).with_context(|| format!("{KEPT}: {number} is not there"))
@@ -121,12 +145,14 @@ impl Lasting {
             policy: policy::Kept::from_before([claim(rules)?, claim(before)?]),
             manager: Notify::from_env()?,
             stored: Vec::new(),
-            baton: baton.map(claim).transpose()?,
+            baton: baton.map(&mut claim).transpose()?,
+            metrics: metrics.into_iter().map(&mut claim).collect::<Result<_>>()?,
+            metrics_place: config.metrics.clone(),
         }))
     }
 
     /// What a program is to be told that goes on with all of it, and with what is stored.
-    pub(crate) fn tell(&self, baton: Option<Number>, stored: Stored) -> (OsString, OsString) {
+    pub(crate) fn tell(&self, baton: Option<Number>, stored: Stored) -> Vec<(OsString, OsString)> {
         let [one, other] = &self.journal;
         let lock = self.place.as_ref().map(|place| number(place.lock()));
         let open =
@@ -135,7 +161,10 @@ impl Lasting {
         let counts = [first_life, next_life, most_bundles]
             .map(|count| Some(Number::try_from(count).unwrap_or(Number::MAX)));
         let policy = self.policy.fds().map(|fd| Some(number(fd)));
-        (KEPT.into(), to_text(&[open.as_slice(), &counts, &policy].concat()))
+        let kept = (KEPT.into(), to_text(&[open.as_slice(), &counts, &policy].concat()));
+        let metrics: Vec<_> = self.metrics.iter().map(|fd| Some(number(fd))).collect();
+        let metrics = (!metrics.is_empty()).then(|| (METRICS.into(), to_text(&metrics)));
+        iter::once(kept).chain(metrics).collect()
     }
 
     /// Leaves all of it open for the program that this one becomes.
@@ -155,17 +184,19 @@ impl Lasting {
         }
     }
 
-    /// The numbers of all of it.
+    /// The numbers of all of it, and that of the log, which this program has for itself.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = Number> {
-        self.fds().map(number).chain(self.baton.as_ref().map(number))
+        let log = log::socket().map(number);
+        self.fds().map(number).chain(self.baton.as_ref().map(number)).chain(log)
     }
 
-    /// The listening socket, the journal, the policy, and the lock of the place.
+    /// The listening sockets, the journal, the policy, and the lock of the place.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let lock = self.place.iter().map(|place| place.lock());
         let [one, other] = &self.journal;
         let of_all = [&self.listener, one, other].into_iter().map(AsFd::as_fd);
-        of_all.chain(self.policy.fds()).chain(lock)
+        let metrics = self.metrics.iter().map(AsFd::as_fd);
+        of_all.chain(self.policy.fds()).chain(lock).chain(metrics)
     }
 }
 
@@ -205,7 +236,7 @@ pub(crate) fn rehearse(policy: &policy::Place) -> Result<bool> {
 
 /// Whether a variable of the environment is for one process alone.
 pub(crate) fn is_for_one_process(key: &std::ffi::OsStr) -> bool {
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", KEPT, REHEARSAL]
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", KEPT, METRICS, REHEARSAL]
         .iter()
         .any(|one| key == *one)
 }

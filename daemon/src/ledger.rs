@@ -143,6 +143,11 @@ impl Ledger {
         self.0.is_awaited.store(is_awaited, SeqCst);
     }
 
+    /// How many numbers are taken, or kept for somebody; and of these, those in flight.
+    pub(crate) fn taken(&self) -> (usize, usize) {
+        (self.0.taken.load(SeqCst), self.0.in_flight.load(SeqCst))
+    }
+
     /// Who closes.
     pub(crate) fn closer(&self) -> &Closer {
         &self.0.closer

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod audit;
 mod clock;
 mod closer;
 mod connection;
@@ -23,7 +24,9 @@ mod lasting;
 mod ledger;
 mod line;
 mod listen;
+mod log;
 mod mapped;
+mod metrics;
 mod mirror;
 mod open;
 mod opener;
@@ -41,6 +44,7 @@ mod rest;
 mod restore;
 mod run;
 mod sandbox;
+mod scrape;
 mod seat;
 mod server;
 mod spare;
@@ -51,11 +55,7 @@ mod targets;
 mod told;
 mod turns;
 
-use std::{
-    io::{IsTerminal, Write},
-    panic,
-    process::ExitCode,
-};
+use std::{io::Write, panic, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -63,7 +63,7 @@ use clap::Parser;
 use crate::{
     args::Args,
     heart::Heart,
-    inherited::{Inherited, listening_socket},
+    inherited::{Inherited, METRICS, Passed, listening_socket, metrics_sockets},
     keeper::{Keeper, Start},
     lasting::Lasting,
     mirror::bundle,
@@ -77,19 +77,14 @@ fn main() -> ExitCode {
     // The program may run by another name than its own.
     let _ = rustix::thread::set_name(c"fdstashd");
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(args.log())
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        // It would tell of a log that nobody reads any more on that very log, and panic.
-        .log_internal_errors(false)
-        .init();
+    // Before this process opens anything, while the numbers that were passed are surely still what they were.
+    let passed = Inherited::from_systemd();
+    log::start(args.log());
     abort_on_panic();
     if let Some(place) = args.policy_to_check() {
         return check_policy(&place);
     }
-    match keep(args) {
+    match passed.and_then(|passed| keep(args, passed)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             tracing::error!("{error:#}");
@@ -109,14 +104,14 @@ fn check_policy(place: &policy::Place) -> ExitCode {
 }
 
 /// Keeps servers, each in a process of its own, until the daemon ends.
-fn keep(args: Args) -> Result<u8> {
+fn keep(args: Args, (mut passed, named): Passed) -> Result<u8> {
     if lasting::rehearse(&args.policy())? {
         return Ok(lasting::COULD);
     }
-    // First of all, while the numbers that were passed are surely still what they were.
-    let (mut passed, named) = Inherited::from_systemd()?;
     let is_bundle = |name: &str| bundle::parse(name).is_some();
-    let passed = listening_socket(&mut passed, &named, is_bundle)?;
+    let metrics = metrics_sockets(&mut passed, &named)?;
+    let is_other = |name: &str| is_bundle(name) || name == METRICS;
+    let passed = listening_socket(&mut passed, &named, is_other)?;
     let bundles = named.iter().filter(|(_, name)| is_bundle(name));
     let config = args.into_config()?;
     let heart = Heart::new().context("sharing memory with the server")?;
@@ -126,7 +121,7 @@ fn keep(args: Args) -> Result<u8> {
         Some(lasting) => lasting,
         None => {
             heart.set_stored(store::stored(bundles.clone().map(|(_, name)| name.as_str())));
-            Lasting::new(passed, bundles.map(|(number, _)| *number).collect(), &config)?
+            Lasting::new(passed, metrics, bundles.map(|(number, _)| *number).collect(), &config)?
         }
     };
     let start = if lasting.baton.is_some() { Start::TakeOver } else { Start::Serve };
@@ -134,7 +129,9 @@ fn keep(args: Args) -> Result<u8> {
     let serve = |start| server::run(lasting, &config, heart, start);
     let keeper =
         Keeper::new(heart, lasting, start, is_going_on, &serve).context("finding this program")?;
-    Ok(keeper.run())
+    let code = keeper.run();
+    lasting.metrics_place.iter().for_each(scrape::Place::remove);
+    Ok(code)
 }
 
 /// A panic is a fault of ours after which nothing is sure: it ends the process at once, and not one

@@ -36,6 +36,10 @@ impl Daemon {
                 Effect::Close(fds) => drop(fds),
                 Effect::Forget(names) => self.reader.forget(names),
                 Effect::Tell { to, change, entry, fd } => self.tell(&to, change, entry, &fd),
+                Effect::Audit { by, done } => {
+                    let seat = by.and_then(|by| self.seats.get(&by));
+                    self.audit.done(seat.map(|seat| seat.who.peer), &done);
+                }
             }
         }
     }
@@ -73,6 +77,8 @@ impl Daemon {
         }
         if let Err(refusal) = &outcome {
             let peer = seat.who.peer;
+            self.audit.refused(peer, refusal);
+            self.metrics.iter_mut().for_each(|metrics| metrics.refused(refusal));
             tracing::debug!(uid = peer.uid, pid = peer.pid, %refusal, "call refused");
             if matches!(refusal, Refusal::LimitExceeded { .. }) && self.reminder.is_due() {
                 tracing::warn!(uid = peer.uid, pid = peer.pid, %refusal, "refusing for lack of room");
@@ -84,7 +90,7 @@ impl Daemon {
     }
 
     /// What is in the service manager's store.
-    fn mirrored(&self) -> Option<fdstash_proto::Mirror> {
+    pub(crate) fn mirrored(&self) -> Option<fdstash_proto::Mirror> {
         let standing = self.mirror.as_ref()?.standing();
         Some(fdstash_proto::Mirror {
             bundles: standing.bundles as u64,
@@ -98,6 +104,7 @@ impl Daemon {
     /// Opens on threads, when there is room; what comes of it comes back as an input.
     fn open(&mut self, by: ConnectionId, openings: Vec<Opening<Descriptor>>) {
         let Some(seat) = self.seats.get(&by) else { return };
+        self.metrics.iter_mut().for_each(|metrics| metrics.open(by));
         let account = seat.account.clone();
         let mut gifts = account.load();
         gifts.add(seat.gifts.take());

@@ -152,7 +152,10 @@ pub(crate) fn clone() -> io::Result<Option<Pid>> {
 /// Replaces this program by another, with its arguments, and returns only if that fails. Unlike
 /// `Command::exec` it leaves the signals blocked that are: one that came meanwhile would end it.
 #[expect(unsafe_code, reason = "std's exec lets signals in")]
-pub(crate) fn exec(program: &Path, kept: (OsString, OsString)) -> Result<Infallible, io::Error> {
+pub(crate) fn exec(
+    program: &Path,
+    kept: Vec<(OsString, OsString)>,
+) -> Result<Infallible, io::Error> {
     let program = text(program.as_os_str())?;
     let (args, variables) = environment(kept)?;
     let (argv, envp) = (pointers(&args), pointers(&variables));
@@ -162,10 +165,12 @@ pub(crate) fn exec(program: &Path, kept: (OsString, OsString)) -> Result<Infalli
 }
 
 /// The arguments and the environment of what this program becomes, which is told what is kept.
-pub(crate) fn environment(kept: (OsString, OsString)) -> io::Result<(Vec<CString>, Vec<CString>)> {
+pub(crate) fn environment(
+    kept: Vec<(OsString, OsString)>,
+) -> io::Result<(Vec<CString>, Vec<CString>)> {
     let args = env::args_os().map(|arg| text(&arg)).collect::<Result<_, _>>()?;
     let stays = |(key, _): &(OsString, OsString)| !lasting::is_for_one_process(key);
-    let variables = env::vars_os().filter(stays).chain([kept]).map(|(mut both, value)| {
+    let variables = env::vars_os().filter(stays).chain(kept).map(|(mut both, value)| {
         both.push("=");
         both.push(value);
         text(&both)

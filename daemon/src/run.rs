@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     args::Config,
+    audit::Audit,
     clock::{self, Alarm},
     connection::Connection,
     descriptor::Descriptor,
@@ -33,12 +34,13 @@ use crate::{
     lasting::Lasting,
     ledger::Ledger,
     line::Line,
+    metrics::Metrics,
     opener::Opener,
     own::Own,
-    policy,
     reader::Reader,
     reminder::{Reminder, Reminders},
     restore::{Restored, rewrite},
+    scrape::Asking,
     seat::{Scratch, Seat},
     store::{self, DaemonsMirror},
     systemd::{Figures, Status},
@@ -64,6 +66,8 @@ pub(crate) enum Input {
     HungUp(EntryId),
     /// Other rules are in force.
     Rules(Rules),
+    /// Somebody wants to see the figures.
+    Figures(Asking),
     /// Something is due.
     Tick,
 }
@@ -83,6 +87,10 @@ pub(crate) struct Daemon {
     pub(crate) pending: VecDeque<Input>,
     /// Speaks when calls are refused for lack of room.
     pub(crate) reminder: Reminder,
+    /// Tells of what is done, if it is to.
+    pub(crate) audit: Audit,
+    /// What is measured, if somebody wants to see it.
+    pub(crate) metrics: Option<Metrics>,
     /// Speaks when somebody is hung up on.
     pub(crate) complaints: Reminders,
     pub(crate) ledger: Ledger,
@@ -99,7 +107,7 @@ pub(crate) struct Daemon {
     pub(crate) own: Own,
     status: Status,
     /// The generation of the rules that it goes by.
-    rules_of: u64,
+    pub(crate) rules_of: u64,
     places: usize,
     patience: Duration,
     /// Wakes who waits for the last connection to end.
@@ -144,6 +152,8 @@ impl Daemon {
             pending: VecDeque::new(),
             reminder: Reminder::default(),
             complaints: Reminders::default(),
+            audit: Audit::new(config.audit),
+            metrics: lasting.metrics.first().map(|_| Metrics::new(config.limits)),
             line: Line::new(ledger.clone()),
             ledger,
             targets: Targets::default(),
@@ -174,6 +184,7 @@ impl Daemon {
         // Now that it has all that it needs for itself, and nothing from anybody.
         daemon.borrow_mut().own =
             Own::find(lasting, &foreign).context("looking at what is open")?;
+        daemon.borrow_mut().stash.set_audited(config.audit);
         daemon.borrow_mut().perform(effects);
         daemon.borrow_mut().ask_anew();
         daemon.borrow_mut().load_rules(&lasting.policy);
@@ -257,10 +268,12 @@ impl Daemon {
     pub(crate) fn handle_pending(&mut self) {
         while let Some(input) = self.pending.pop_front() {
             let now = clock::now();
+            let is_call = matches!(input, Input::Call(..));
             let effects = match input {
                 Input::Call(by, call) => self.call(by, call, now),
                 Input::Misunderstood(by, refusal) => self.stash.misunderstood(by, refusal),
                 Input::Opened(by, outcome) => {
+                    self.metrics.iter_mut().for_each(|metrics| metrics.opened(by));
                     outcome.iter().flatten().flatten().for_each(|file| file.fd.hold());
                     self.stash.opened(by, outcome, now)
                 }
@@ -279,6 +292,11 @@ impl Daemon {
                     self.seats.values().for_each(|seat| drop(self.account(&seat.who)));
                     effects
                 }
+                Input::Figures(to) => {
+                    // Who has given up waiting is told nothing.
+                    self.figures().into_iter().for_each(|figures| drop(to.try_send(figures)));
+                    Effects::new()
+                }
                 Input::Tick => {
                     // The alarm that rang is off.
                     self.alarm_at = None;
@@ -286,6 +304,9 @@ impl Daemon {
                 }
             };
             self.perform(effects);
+            if is_call {
+                self.metrics.iter_mut().for_each(|metrics| metrics.called(now.boot_usec));
+            }
         }
         if self.journal.is_heavy(self.stash.weight().kept) {
             if let Err(error) = rewrite(&mut self.journal, &self.stash) {
@@ -303,24 +324,6 @@ impl Daemon {
     pub(crate) fn count(&self) {
         let (entries, connections) = (self.stash.count(), self.seats.len());
         self.status.set(Figures { entries, connections });
-    }
-
-    /// Goes by the rules that were loaded last.
-    pub(crate) fn load_rules(&mut self, kept: &policy::Kept) {
-        let generation = kept.generation();
-        if generation == self.rules_of {
-            return;
-        }
-        match kept.rules() {
-            Ok(rules) => {
-                let (allow, reserve) = (rules.allow.len(), rules.reserve.len());
-                tracing::debug!(allow, reserve, generation, "the policy is in force");
-                self.rules_of = generation;
-                self.handle(Input::Rules(rules));
-            }
-            // Whoever could load none, has none: they give, and what they keep is not given away.
-            Err(error) => tracing::error!("the policy that was loaded cannot be read: {error:#}"),
-        }
     }
 
     /// Makes the threads that are always there.

@@ -42,7 +42,7 @@ struct Next {
 /// # Errors
 ///
 /// If there can be no other process.
-pub(crate) fn make(heart: Heart, kept: (OsString, OsString)) -> io::Result<Pid> {
+pub(crate) fn make(heart: Heart, kept: Vec<(OsString, OsString)>) -> io::Result<Pid> {
     let next = Next::new(kept)?;
     let server = pidfd_open(getpid(), PidfdFlags::empty())?;
     match process::clone()? {
@@ -79,7 +79,7 @@ fn keep(heart: Heart, server: &impl std::os::fd::AsFd, next: &Next) -> ! {
 }
 
 impl Next {
-    fn new(kept: (OsString, OsString)) -> io::Result<Self> {
+    fn new(kept: Vec<(OsString, OsString)>) -> io::Result<Self> {
         let (args, variables) = process::environment(kept)?;
         let argv = process::pointers(&args);
         let envp = process::pointers(&variables);

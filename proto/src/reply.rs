@@ -517,6 +517,16 @@ macro_rules! refusals {
             }
         }
 
+        impl Refusal {
+            /// What the interface calls it, without the interface's name.
+            #[must_use]
+            pub fn error(&self) -> &'static str {
+                match self {
+                    $(Refusal::$error { .. } => stringify!($error),)*
+                }
+            }
+        }
+
         fn refusal_from_wire(error: &str, parameters: &str) -> Refused {
             $(
                 #[derive(Deserialize)]

@@ -41,6 +41,13 @@ impl Builder {
         self
     }
 
+    /// With more arguments.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(OsString::from));
+        self
+    }
+
     /// With one more variable in its environment.
     #[must_use]
     pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {

@@ -48,14 +48,14 @@ pub use crate::{
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
     page::{Block, Page, Tried},
-    program::{install_program, install_script, program, program_with_steps, source, varlinkctl},
+    program::{install_program, install_script, program, program_with_steps, varlinkctl},
     qemu::{Monitor, Qemu},
     random::{Random, seed},
     raw::{Raw, call, gifts, messages},
     reader::Reader,
     refusal::{denied, errno_name, exceeded, not_found, refusal},
     steps::Steps,
-    systemd::{Systemd, install, uninstall},
+    systemd::{Systemd, below, install, uninstall},
     user::{User, can_be_others},
 };
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::source;
+use crate::below;
 
 /// A page.
 #[derive(Debug)]
@@ -64,9 +64,9 @@ impl Page {
     /// If it is not there, or a comment in it says what nobody understands.
     #[must_use]
     pub fn read(path: &str) -> Self {
-        let text = fs::read_to_string(source(path)).expect("a page is there");
+        let text = fs::read_to_string(below(path)).expect("a page is there");
         let mut page = Self { path: path.to_owned(), needs: Vec::new(), blocks: Vec::new() };
-        let (mut told, mut for_all) = (None, None);
+        let mut told = Told::default();
         let mut lines = text.lines().enumerate();
         while let Some((at, line)) = lines.next() {
             let place = format!("{path}:{}", at + 1);
@@ -74,35 +74,45 @@ impl Page {
                 assert!(line.starts_with("```"), "{place}: an indented block is not tried");
                 let text = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
                 let text = text.map(|line| format!("{line}\n")).collect();
-                let tried = told.take().or_else(|| for_all.clone());
+                let tried = told.next.take().or_else(|| told.all.clone());
                 let tried = tried.unwrap_or_else(|| by_language(language));
                 page.blocks.push(Block { place, language: language.to_owned(), tried, text });
                 continue;
             }
-            assert!(told.is_none(), "{place}: here is no block");
-            let Some(comment) = line.strip_prefix("<!-- test: ") else { continue };
-            let comment = comment.strip_suffix(" -->").unwrap_or(comment);
-            if let Some(needs) = comment.strip_prefix("needs ") {
-                page.needs = needs.split(' ').map(str::to_owned).collect();
-            } else if let Some(commands) = comment.strip_prefix("on a machine with ") {
-                let (language, text) = ("sh".to_owned(), format!("{commands}\n"));
-                let tried = Tried::InSystemd;
-                page.blocks.push(Block { place, language, tried, text });
-            } else if let Some((file, other)) =
-                comment.strip_prefix("with ").and_then(|rest| rest.split_once(" of "))
-            {
-                let tried = Tried::File(file.to_owned());
-                let blocks = Self::read(other).blocks.into_iter();
-                let block = blocks.filter(|block| block.tried == tried).next_back();
-                page.blocks.push(block.unwrap_or_else(|| panic!("{place}: {other} has none")));
-            } else if let Some(comment) = comment.strip_prefix("all ") {
-                for_all = Some(tried(comment, &place));
-            } else {
-                told = Some(tried(comment, &place));
+            assert!(told.next.is_none(), "{place}: here is no block");
+            if let Some(comment) = line.strip_prefix("<!-- test: ") {
+                let comment = comment.strip_suffix(" -->").expect("a comment ends with its line");
+                page.heed(comment, place, &mut told);
             }
         }
         page
     }
+
+    /// Sees to what a comment says.
+    fn heed(&mut self, comment: &str, place: String, told: &mut Told) {
+        if let Some(needs) = comment.strip_prefix("needs ") {
+            self.needs = needs.split(' ').map(str::to_owned).collect();
+        } else if let Some(commands) = comment.strip_prefix("on a machine with ") {
+            let (language, text) = ("sh".to_owned(), format!("{commands}\n"));
+            self.blocks.push(Block { place, language, tried: Tried::InSystemd, text });
+        } else if let Some(of) = comment.strip_prefix("with ") {
+            let (file, other) = of.split_once(" of ").expect("a file is of a page");
+            let tried = Tried::File(file.to_owned());
+            let found = Self::read(other).blocks.into_iter().find(|block| block.tried == tried);
+            self.blocks.push(found.unwrap_or_else(|| panic!("{place}: {other} has no {file}")));
+        } else if let Some(comment) = comment.strip_prefix("all ") {
+            told.all = Some(tried(comment, &place));
+        } else {
+            told.next = Some(tried(comment, &place));
+        }
+    }
+}
+
+/// What comments have said of blocks that follow.
+#[derive(Default)]
+struct Told {
+    next: Option<Tried>,
+    all: Option<Tried>,
 }
 
 fn by_language(language: &str) -> Tried {

@@ -58,12 +58,6 @@ pub fn varlinkctl() -> Option<PathBuf> {
     (version >= 258).then(|| PathBuf::from("varlinkctl"))
 }
 
-/// A file of the source, by its path there.
-#[must_use]
-pub fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
 /// Puts a copy of a program at a path, in one step, in the place of what is there.
 ///
 /// # Panics

@@ -13,8 +13,8 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    Block, Daemon, Group, Page, SOON, Systemd, Tried, install_script, is_root, program, skipped,
-    source,
+    Block, Daemon, Group, Page, SOON, Systemd, Tried, below, install_script, is_root, program,
+    skipped,
 };
 
 /// How long the commands of a block may take.
@@ -266,7 +266,7 @@ fn is_here(program: &str) -> bool {
     if program == "root" {
         return is_root();
     }
-    let mut need = Command::new(source("tests/need"));
+    let mut need = Command::new(below("tests/need"));
     need.args(["-n", program]).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
@@ -277,7 +277,7 @@ fn lay_out(folder: &Path) {
         fs::create_dir(made).expect("a folder can be made");
     }
     for name in ["Makefile", "tests", "python"] {
-        symlink(source(name), home.join(name)).expect("a link can be made");
+        symlink(below(name), home.join(name)).expect("a link can be made");
     }
     let built = program("fdstashd").parent().expect("a program is in a folder").to_owned();
     symlink(&built, home.join("target/release")).expect("a link can be made");
@@ -296,7 +296,7 @@ fn copy_source(to: &Path) {
     let release = to.join("target/release");
     fs::create_dir_all(&release).expect("a folder can be made");
     let files = "cd \"$0\" && tar --exclude=./target --exclude=./fuzz --exclude=./.git -c . | tar -x -C \"$1\"";
-    let copied = Command::new("sh").args(["-c", files]).args([&source(""), to]).status();
+    let copied = Command::new("sh").args(["-c", files]).args([&below(""), to]).status();
     assert!(copied.is_ok_and(|status| status.success()), "the source can be copied");
     for built in ["fdstashd", "fdstash", "libfdstash.so"] {
         fs::copy(program(built), release.join(built)).expect("a program can be copied");

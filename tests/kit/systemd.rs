@@ -17,7 +17,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use crate::{is_root, program, skipped, source, wait_until};
+use crate::{is_root, program, skipped, wait_until};
 
 /// How long it may take to boot: a copy of what is installed is made before.
 const BOOT: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ impl Systemd {
         fs::create_dir(&tree).expect("a folder can be made");
         fill(&tree);
         let log = folder.path().join("log");
-        let mut script = Command::new(source("tests/systemd-box"));
+        let mut script = Command::new(below("tests/systemd-box"));
         script.arg(&root).arg(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
         script.stderr(File::create(&log).expect("a log can be made"));
         let mut script = script.spawn().expect("the script can be started");
@@ -208,7 +208,7 @@ pub fn uninstall(tree: &Path) {
 fn make(tree: &Path, target: &str, variables: &[&str]) {
     let programs = program("fdstashd").parent().expect("a program is in a folder").to_owned();
     let mut make = Command::new("make");
-    make.arg("--directory").arg(source("")).arg(target);
+    make.arg("--directory").arg(below("")).arg(target);
     make.arg(format!("DESTDIR={}", tree.display())).arg(format!("BUILT={}", programs.display()));
     make.args(variables);
     // A make that runs the tests tells its own children of itself.
@@ -216,4 +216,10 @@ fn make(tree: &Path, target: &str, variables: &[&str]) {
     let output = make.output().expect("make can be started");
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "make {target}: {complained}");
+}
+
+/// A path below the workspace.
+#[must_use]
+pub fn below(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }

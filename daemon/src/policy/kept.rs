@@ -15,7 +15,10 @@ use anyhow::{Context, Result};
 use fdstash_stash::Rules;
 
 use super::Policy;
-use crate::journal::memory;
+use crate::{
+    journal::memory,
+    run::{Daemon, Input},
+};
 
 /// What a file begins with that is a policy's.
 const MAGIC: [u8; 8] = *b"fdpolicy";
@@ -99,6 +102,26 @@ impl Kept {
         }
         all.sort_by_key(|(_, found)| std::cmp::Reverse(found.generation));
         Ok(all)
+    }
+}
+
+impl Daemon {
+    /// Goes by the rules that were loaded last.
+    pub(crate) fn load_rules(&mut self, kept: &Kept) {
+        let generation = kept.generation();
+        if generation == self.rules_of {
+            return;
+        }
+        match kept.rules() {
+            Ok(rules) => {
+                let (allow, reserve) = (rules.allow.len(), rules.reserve.len());
+                tracing::debug!(allow, reserve, generation, "the policy is in force");
+                self.rules_of = generation;
+                self.handle(Input::Rules(rules));
+            }
+            // Whoever could load none, has none: they give, and what they keep is not given away.
+            Err(error) => tracing::error!("the policy that was loaded cannot be read: {error:#}"),
+        }
     }
 }
 

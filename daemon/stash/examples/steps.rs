@@ -90,7 +90,8 @@ impl World {
                 | Effect::Unpoll(..)
                 | Effect::Close(_)
                 | Effect::Forget(_)
-                | Effect::Tell { .. } => {}
+                | Effect::Tell { .. }
+                | Effect::Audit { .. } => {}
             }
         }
         black_box((follows, self.stash.weight(), self.stash.next_due(), self.stash.count()));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fdstash_proto::{Change, Entry, Name, Pattern, Refusal, Reply};
 
-use crate::{ConnectionId, Done, EntryId, Kept, Opening};
+use crate::{ConnectionId, Deed, Details, Done, EntryId, Kept, Opening};
 
 /// The effects of one step, in the order in which they must happen.
 pub type Effects<F> = Vec<Effect<F>>;
@@ -68,6 +68,15 @@ pub enum Effect<F> {
         entry: Box<Entry>,
         /// Its descriptor, lent, to see which flags have drifted.
         fd: Arc<F>,
+    },
+    /// Account for what was done; asked of nobody but where [`Stash::set_audited`] has said so.
+    ///
+    /// [`Stash::set_audited`]: crate::Stash::set_audited
+    Audit {
+        /// Whose call did it; none, where it was the stash itself.
+        by: Option<ConnectionId>,
+        /// What was done with which entry, in this order.
+        done: Vec<(Deed, Arc<Details>)>,
     },
 }
 

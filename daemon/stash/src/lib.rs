@@ -15,11 +15,13 @@
 //! - What is closed has left the stash, and the record that says so stands before it.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bytes;
 mod effect;
 mod ends;
 mod entry;
 mod facts;
+mod figures;
 mod give;
 mod idle;
 mod lookup;
@@ -38,11 +40,13 @@ mod transaction;
 mod usage;
 mod weight;
 
+pub use audit::Deed;
 pub use bytes::Unreadable;
 pub use effect::{Effect, Effects, Record};
 pub use entry::{Details, EntryId, Expiry, Kept, Notes};
 pub use facts::{Facts, Inspected, Now};
 pub use fdstash_proto::{Reason, Verb, Verdict};
+pub use figures::Census;
 pub use lookup::Listed;
 pub use policy::{
     Allow, Because, Origin, Place, Reserve, Rules, UNMAPPED, Who, Whom, explain, judge,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fdstash_proto::{Change, Handed, Name, Refusal, Reopening, Reply};
 
 use crate::{
-    ConnectionId, Details, Effect, Effects, Facts, Inspected, Kept, Now, OpenFailure, Opening,
-    Stash, Verb,
+    ConnectionId, Deed, Details, Effect, Effects, Facts, Inspected, Kept, Now, OpenFailure,
+    Opening, Stash, Verb,
     entry::Then,
     give::{Accepted, adds},
     reopen::{self, denied},
@@ -158,8 +158,10 @@ impl<F> Stash<F> {
             Purpose::Copy(names, _) => {
                 self.counts.copied += names.len() as u64;
                 let copies = files.into_iter().flatten().map(|file| file.fd);
-                let handed = names.into_iter().zip(copies).map(|(name, fd)| Handed { name, fd });
-                answer(by, Ok(Reply::Handed(handed.collect())), effects);
+                let named = names.iter().cloned().zip(copies);
+                let handed = named.map(|(name, fd)| Handed { name, fd }).collect();
+                answer(by, Ok(Reply::Handed(handed)), effects);
+                self.audit(by, Deed::Copied, &names, effects);
             }
             Purpose::Reopen(names, _) => {
                 let mut handed = Vec::with_capacity(names.len());
@@ -168,6 +170,9 @@ impl<F> Stash<F> {
                     let Some(kept) = self.successor(by, name, kept) else { continue };
                     self.stage(by, name, Then::New(kept, Change::Reopened), effects);
                     handed.push(Handed { name: name.clone(), fd: lent.fd });
+                }
+                if self.client(by).is_ok_and(Client::in_transaction) {
+                    self.audit(by, Deed::Lent, &names, effects);
                 }
                 self.finish(by, names, Reply::Handed(handed), now, effects);
             }

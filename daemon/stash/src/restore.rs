@@ -307,6 +307,8 @@ impl<F> Stash<F> {
         self.counts.kept += 1;
         self.counts.held += 1;
         self.counts.given += 1;
+        self.counts.restored += 1;
+        self.counts.kinds[kept.details.facts.kind as usize] += 1;
         self.counts.bytes_kept += kept.details.weight();
         let after = place.insert(Slot { kept: Some(kept), ..Slot::empty() }).standing();
         self.recount(Standing::default(), after);

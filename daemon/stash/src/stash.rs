@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use fdstash_proto::{Call, Change, Keeper, Name, Pattern, Refusal, Reply, Statistics, Ticket};
+use fdstash_proto::{Call, Change, Keeper, Name, Pattern, Refusal, Reply, Ticket};
 
 use crate::{
     Effect, Effects, EntryId, Inspected, Limits, Now, OpenFailure, Rules, Verb, Who,
@@ -55,6 +55,8 @@ pub struct Stash<F> {
     pub(crate) last_entry: u64,
     pub(crate) revision: u64,
     pub(crate) restores: u64,
+    /// Whether what is done with entries is told.
+    pub(crate) is_audited: bool,
 }
 
 /// One connection.
@@ -131,6 +133,7 @@ impl<F> Stash<F> {
             last_entry: 0,
             revision: 0,
             restores: 0,
+            is_audited: false,
         }
     }
 
@@ -269,28 +272,6 @@ impl<F> Stash<F> {
             self.release(by, names, &mut effects, now);
         }
         effects
-    }
-
-    /// The figures.
-    #[must_use]
-    pub fn statistics(&self) -> Statistics {
-        let counts = &self.counts;
-        Statistics {
-            entries: counts.kept as u64,
-            max_entries: self.limits.entries as u64,
-            connections: self.clients.len() as u64,
-            transactions: counts.transactions,
-            keeper: self.keeper,
-            restores: self.restores,
-            given: counts.given,
-            taken: counts.taken,
-            copied: counts.copied,
-            closed: counts.closed,
-            reopened: counts.reopened,
-            expired: counts.expired,
-            refused: counts.refused,
-            mirror: None,
-        }
     }
 
     fn close(&mut self, by: ConnectionId, names: Vec<Name>, now: Now, effects: &mut Effects<F>) {

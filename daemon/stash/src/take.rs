@@ -8,7 +8,7 @@ use std::{
 use fdstash_proto::{Change, Handed, Name, Refusal, Reply, Taking};
 
 use crate::{
-    ConnectionId, Effect, Effects, Kept, Now, Stash, Verb, Verdict,
+    ConnectionId, Deed, Effect, Effects, Kept, Now, Stash, Verb, Verdict,
     entry::Then,
     judge,
     opening::{Needed, Purpose},
@@ -115,6 +115,7 @@ impl<F> Stash<F> {
             Taking::Copy => {
                 self.counts.copied += names.len() as u64;
                 answer(by, Ok(Reply::Handed(handed)), effects);
+                self.audit(by, Deed::Copied, names, effects);
             }
             Taking::Move => {
                 if !in_transaction {
@@ -122,6 +123,9 @@ impl<F> Stash<F> {
                 }
                 let outcome = Ok(Reply::Handed(handed));
                 effects.push(Effect::Answer { to: by, outcome, confirm: !in_transaction });
+                if in_transaction {
+                    self.audit(by, Deed::Lent, names, effects);
+                }
                 for name in names {
                     self.stage(by, name, Then::Gone(Change::Taken), effects);
                 }

@@ -7,7 +7,7 @@ use std::{collections::btree_map, sync::Arc};
 use fdstash_proto::{Change, Entry, Name, Reply};
 
 use crate::{
-    ConnectionId, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
+    ConnectionId, Deed, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
     entry::{Became, Hold, Slot, Then},
     judge,
     opening::Purpose,
@@ -39,6 +39,10 @@ pub(crate) struct Counts {
     pub(crate) bytes_promised: usize,
     /// Open transactions.
     pub(crate) transactions: u64,
+    /// Entries of each kind, in the order in which [`Kind`] has them.
+    pub(crate) kinds: [u64; 7],
+    /// Of what was given, what came back.
+    pub(crate) restored: u64,
     pub(crate) given: u64,
     pub(crate) taken: u64,
     pub(crate) copied: u64,
@@ -199,6 +203,11 @@ impl<F> Stash<F> {
         effects.extend(unpolled.into_iter().map(|(id, fd)| Effect::Unpoll(id, fd)));
         effects.extend(polled.into_iter().map(|(id, fd)| Effect::Poll(id, fd)));
         close_all(closed, effects);
+        if self.is_audited && !changed.is_empty() {
+            let done = changed.iter().map(|it| (Deed::Changed(it.change), &it.kept.details));
+            let done = done.map(|(deed, details)| (deed, Arc::clone(details))).collect();
+            effects.push(Effect::Audit { by: Some(by).filter(|by| *by != ITSELF), done });
+        }
         for changed in changed {
             self.tell(changed, effects);
         }
@@ -281,6 +290,7 @@ impl<F> Stash<F> {
             settled.polled.push((id, Arc::clone(&kept.fd)));
         }
         self.counts.kept += 1;
+        self.counts.kinds[kept.details.facts.kind as usize] += 1;
         let weight = kept.details.weight();
         self.counts.bytes_promised -= weight;
         self.counts.bytes_kept += weight;
@@ -316,6 +326,7 @@ impl<F> Stash<F> {
             settled.unpolled.push((id, Arc::clone(&old.fd)));
         }
         self.counts.kept -= 1;
+        self.counts.kinds[old.details.facts.kind as usize] -= 1;
         self.counts.held -= 1;
         self.counts.bytes_kept -= old.details.weight();
         settled.record.gone.push(id);

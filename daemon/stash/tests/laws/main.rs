@@ -54,7 +54,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fdstash_proto::{Call, Change, Entry, Flags, Kind, Name, Refusal, Statistics};
-use fdstash_stash::{ConnectionId, Opening, Quota, Rights, Rules, Usage};
+use fdstash_stash::{ConnectionId, Deed, Opening, Quota, Rights, Rules, Usage};
 use proptest::{
     prelude::*,
     strategy::ValueTree,
@@ -260,6 +260,49 @@ laws! {
             let counts_anew = matches!(moment.input, Input::Upgrade);
             let mut grew = grew.into_iter();
             prop_assert!(counts_anew || grew.all(|(then, now)| then <= now), "{}", trace.until(at));
+        }
+    }
+
+    #[test]
+    fn the_audit_accounts_for_all_that_is_written_down_and_handed_out(history in histories()) {
+        let trace = play(&history);
+
+        for (at, _, moment) in trace.steps() {
+            let (mut came, mut went, mut reopened) = (BTreeSet::new(), BTreeSet::new(), 0);
+            for (by, deed, id, _) in moment.audited() {
+                match deed {
+                    Deed::Changed(Change::Given | Change::Replaced) => drop(came.insert(id)),
+                    Deed::Changed(Change::Reopened) => {
+                        reopened += 1;
+                        came.insert(id);
+                    }
+                    Deed::Changed(Change::Taken) => {
+                        let has_left = matches!(
+                            &moment.input,
+                            Input::Sent(to) | Input::Call(to, Call::Commit { .. }) if by == Some(*to)
+                        );
+                        prop_assert!(has_left, "{}", trace.until(at));
+                        went.insert(id);
+                    }
+                    Deed::Changed(Change::Closed | Change::Expired | Change::HungUp) => {
+                        went.insert(id);
+                    }
+                    Deed::Copied | Deed::Lent => {}
+                }
+            }
+            let put: BTreeSet<_> =
+                moment.records().flat_map(|(put, _)| put).map(|put| put.id).collect();
+            let gone: BTreeSet<_> = moment.records().flat_map(|(_, gone)| gone).copied().collect();
+            prop_assert!(matches!(moment.input, Input::Point) || came == put, "{}", trace.until(at));
+            prop_assert!(went.is_subset(&gone), "{}", trace.until(at));
+            prop_assert_eq!(went.len() + reopened, gone.len(), "{}", trace.until(at));
+            for (to, name) in moment.performed.iter().flat_map(Performed::handed_for_now) {
+                let mut audited = moment.audited();
+                prop_assert!(
+                    audited.any(|(by, _, _, what)| by == Some(to) && what == name),
+                    "{}", trace.until(at)
+                );
+            }
         }
     }
 

@@ -168,7 +168,8 @@ fn came(by: ConnectionId, effects: Effects<u64>) -> Came {
             | Effect::Poll(..)
             | Effect::Unpoll(..)
             | Effect::Forget(_)
-            | Effect::Tell { .. } => {}
+            | Effect::Tell { .. }
+            | Effect::Audit { .. } => {}
         }
     }
     came

@@ -7,8 +7,8 @@ use std::{
 
 use fdstash_proto::{Call, Change, Entry, Name, Refusal, Reply, Statistics, Ticket};
 use fdstash_stash::{
-    ConnectionId, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules, Usage,
-    Verb, Verdict, Who,
+    ConnectionId, Deed, Details, Done, EntryId, Inspected, Limits, OpenFailure, Opening, Rules,
+    Usage, Verb, Verdict, Who,
 };
 
 /// A history as it was played. Descriptors are the numbers of their tokens.
@@ -116,6 +116,7 @@ pub(crate) enum Performed {
     Close(Vec<u64>),
     Forget,
     Tell(Box<Told>),
+    Audit { by: Option<ConnectionId>, done: Vec<(Deed, EntryId, Name)> },
 }
 
 /// What a record says of an entry that is kept.
@@ -279,6 +280,27 @@ impl Moment {
         closed.flatten().copied()
     }
 
+    /// What was accounted for: who did it, what, and with which entry.
+    pub(crate) fn audited(
+        &self,
+    ) -> impl Iterator<Item = (Option<ConnectionId>, Deed, EntryId, &Name)> {
+        self.performed.iter().flat_map(|effect| {
+            let (by, done) = match effect {
+                Performed::Audit { by, done } => (*by, done.as_slice()),
+                Performed::Record { .. }
+                | Performed::Answer { .. }
+                | Performed::List { .. }
+                | Performed::Open { .. }
+                | Performed::Poll
+                | Performed::Unpoll
+                | Performed::Forget
+                | Performed::Close(_)
+                | Performed::Tell(_) => (None, [].as_slice()),
+            };
+            done.iter().map(move |(deed, id, name)| (by, *deed, *id, name))
+        })
+    }
+
     /// What watchers were told, sorted.
     pub(crate) fn told(&self) -> Vec<Told> {
         let told = self.performed.iter().filter_map(|effect| {
@@ -304,13 +326,33 @@ impl Performed {
             | Self::Unpoll { .. }
             | Self::Forget
             | Self::Close(_)
-            | Self::Tell(_) => None,
+            | Self::Tell(_)
+            | Self::Audit { .. } => None,
         }
     }
 
     /// Whether it answers this connection.
     pub(crate) fn is_for(&self, id: ConnectionId) -> bool {
         self.says().is_some_and(|(to, _)| to == id)
+    }
+
+    /// What it hands out that is not taken by that, and to whom.
+    pub(crate) fn handed_for_now(&self) -> Vec<(ConnectionId, &Name)> {
+        match self {
+            Self::Answer { to, outcome: Ok(Reply::Handed(handed)), confirm: false } => {
+                handed.iter().map(|handed| (*to, &handed.name)).collect()
+            }
+            Self::Answer { .. }
+            | Self::Record { .. }
+            | Self::List { .. }
+            | Self::Open { .. }
+            | Self::Poll
+            | Self::Unpoll
+            | Self::Forget
+            | Self::Close(_)
+            | Self::Tell(_)
+            | Self::Audit { .. } => Vec::new(),
+        }
     }
 
     /// The descriptors that it hands out.
@@ -325,7 +367,8 @@ impl Performed {
             | Self::Unpoll { .. }
             | Self::Forget
             | Self::Close(_)
-            | Self::Tell(_) => &[],
+            | Self::Tell(_)
+            | Self::Audit { .. } => &[],
         };
         handed.iter().map(|handed| handed.fd)
     }

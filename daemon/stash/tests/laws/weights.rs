@@ -246,8 +246,11 @@ impl Scale {
                 }
                 Effect::Open { by, openings } => self.openings.push((by, openings)),
                 Effect::Poll(id, _) => self.polled.push(id),
-                Effect::Unpoll(..) | Effect::Forget(_) | Effect::Close(_) | Effect::Tell { .. } => {
-                }
+                Effect::Unpoll(..)
+                | Effect::Forget(_)
+                | Effect::Close(_)
+                | Effect::Tell { .. }
+                | Effect::Audit { .. } => {}
             }
         }
     }

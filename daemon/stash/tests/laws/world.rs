@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use fdstash_proto::{Call, Keeper, Name, Pattern, Reply};
 use fdstash_stash::{
-    ConnectionId, Details, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Listed, Now,
-    Number, OpenFailure, Opening, Pointed, Rules, Stash, Verb, Verdict, Who,
+    ConnectionId, Deed, Details, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits, Listed,
+    Now, Number, OpenFailure, Opening, Pointed, Rules, Stash, Verb, Verdict, Who,
 };
 
 use super::{
@@ -76,6 +76,7 @@ impl World {
             explained: None,
             journal: Journal::default(),
         };
+        world.stash.set_audited(true);
         world.journal.rewrite(&world.stash);
         world.pass(1000);
         let [first, second, third, one, another, root] = people();
@@ -389,6 +390,12 @@ impl World {
                 let (entry, fd) = (shown(*entry), fd.number);
                 Performed::Tell(Box::new(Told { to, change, entry, fd }))
             }
+            Effect::Audit { by, done } => {
+                let one = |(deed, details): &(Deed, Arc<Details>)| {
+                    (*deed, details.id, details.name.clone())
+                };
+                Performed::Audit { by, done: done.iter().map(one).collect() }
+            }
         }
     }
 
@@ -412,6 +419,7 @@ impl World {
         let claim = |kept: &Kept<Number>| fds.get(&u64::from(*kept.fd)).cloned();
         let (stash, mut effects) = Stash::restore(self.limits, Keeper::Nobody, replay, claim);
         self.stash = stash;
+        self.stash.set_audited(true);
         effects.extend(self.stash.set_rules(self.rules.clone(), self.now()));
         self.polled.clear();
         for (id, doing) in doing {
@@ -469,6 +477,9 @@ impl World {
             let mut files = self.openings.iter().flat_map(|(_, openings)| openings);
             files.any(|opening| opening.fd.number == number)
         };
+        let census = self.stash.census(2);
+        let by_kind = census.kinds.iter().map(|(_, count)| count).sum::<u64>();
+        assert_eq!(by_kind, self.stash.statistics().entries, "entries have one kind each");
         Picture {
             entries: self.entries_of(root),
             known: self.entries_of(somebody),

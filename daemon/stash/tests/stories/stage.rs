@@ -7,7 +7,7 @@
 //! | an answer | `vmm: done`, `vmm: given`, `vmm: given, for disk`, `vmm: NotFound a` |
 //! | one that hands out | `vmm: has disk=image`, with `, if it leaves` where it must be confirmed |
 //! | files to open | `open for vmm: disk=image read_write {"direct"} 1x+read as daemon` |
-//! | others | `close image`, `poll image`, `unpoll image`, `tell vmm: given disk=image` |
+//! | others | `close image`, `poll image`, `unpoll image`, `tell vmm: given disk=image`, `audit vmm: given disk` |
 
 use std::{collections::BTreeMap, iter, sync::Arc};
 
@@ -16,9 +16,9 @@ use fdstash_proto::{
     Refusal, Reopening, Reply, Share, Taking, Ticket,
 };
 use fdstash_stash::{
-    Begin, Carried, ConnectionId, Doing, Effect, Effects, EntryId, Facts, Inspected, Kept, Limits,
-    Line, Now, OpenFailure, Opening, Quota, Record, Replay, Rights, Rules, Stash, Who,
-    write_handover,
+    Begin, Carried, ConnectionId, Deed, Details, Doing, Effect, Effects, EntryId, Facts, Inspected,
+    Kept, Limits, Line, Now, OpenFailure, Opening, Quota, Record, Replay, Rights, Rules, Stash,
+    Who, write_handover,
 };
 
 /// What stands in the place of a descriptor.
@@ -223,6 +223,14 @@ impl Stage {
                 let to = to.iter().filter(|id| self.stash.watches(**id, &entry.name));
                 let to: Vec<_> = to.map(|id| self.connections[id]).collect();
                 format!("tell {}: {} {}={fd}", to.join(" "), change.as_str(), entry.name)
+            }
+            Effect::Audit { by, done } => {
+                let by = by.map_or("nobody", |by| self.connections[&by]);
+                let word = |(deed, details): &(Deed, Arc<Details>)| {
+                    format!("{} {}", deed.as_str(), details.name)
+                };
+                let words: Vec<_> = done.iter().map(word).collect();
+                format!("audit {by}: {}", words.join(", "))
             }
         }
     }
