@@ -9,7 +9,7 @@ LINTS = cargo-clippy cargo-fmt
 IMAGO_CARGO = cargo-1.87
 IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/imago)
 
-.PHONY: all demo demo-qemu test docs lint deny unit fuzz header reference bench peers contender soak install uninstall clean
+.PHONY: all demo demo-qemu test docs lint deny unit fuzz header reference bench peers contender soak deb install uninstall clean
 
 all:
 	@tests/need cc cargo
@@ -34,7 +34,8 @@ test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
 		python3 setpriv nsenter systemd systemd-socket-activate \
 		libvirtd virsh python3-libvirt c++ s6-fdholder-daemon zsh fish mandoc \
-		nginx curl python3-systemd python3-prometheus-client python3-yaml pgrep socat logrotate jq
+		nginx curl python3-systemd python3-prometheus-client python3-yaml pgrep socat logrotate jq \
+		dpkg-shlibdeps dbus-daemon systemd-logind
 	$(MAKE) lint
 	$(MAKE) deny
 	$(MAKE) unit
@@ -113,9 +114,17 @@ soak:
 	$(CARGO) build --release --package fdstashd --package fdstash-tests --bins --example soak
 	$(BUILT)/examples/soak $(CALLS)
 
+# The Debian packages, into target/debian: the daemon and the command, the C library, and its header.
+deb:
+	@tests/need cc cargo dpkg-shlibdeps
+	$(CARGO) build --release --package fdstashd --package fdstash --package fdstash-c --lib --bins
+	@debian/build $(BUILT)/../debian
+
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.
 PREFIX ?= /usr/local
 LIB = $(PREFIX)/lib
+# Of the C library; a package's has the architecture in it.
+LIBDIR ?= $(LIB)
 DOC = $(PREFIX)/share/doc/fdstash
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
@@ -124,7 +133,7 @@ UNITS = fdstashd.service fdstashd.socket
 # Of the system's stash alone.
 METRICS = fdstashd-metrics.socket
 # Of what is installed below PREFIX, every file.
-INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
+INSTALLED = bin/fdstashd bin/fdstash include/fdstash.h \
 	$(foreach unit,$(UNITS),lib/systemd/system/$(unit) lib/systemd/user/$(unit)) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.service.d/before-253.conf) \
 	$(foreach for,system user,lib/systemd/$(for)/fdstashd.socket.d/since-262.conf) \
@@ -132,7 +141,8 @@ INSTALLED = bin/fdstashd bin/fdstash $(FOR_C) \
 	lib/sysusers.d/fdstash.conf lib/tmpfiles.d/fdstash.conf \
 	$(foreach doc,$(DOCS) $(BOOK),share/doc/fdstash/$(doc)) \
 	$(foreach page,$(PAGES),share/man/man$(subst .,,$(suffix $(page)))/$(page)) $(COMPLETIONS)
-FOR_C = lib/libfdstash.so lib/libfdstash.so.0 lib/pkgconfig/fdstash.pc include/fdstash.h
+# And below LIBDIR.
+FOR_C = libfdstash.so libfdstash.so.0 pkgconfig/fdstash.pc
 # The book's own pages, and what it shows.
 BOOK = $(wildcard docs/*.md docs/reference/*.md docs/operators/* docs/*.svg)
 DOCS = policy.toml README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT org.fdstash.Stash.varlink
@@ -170,13 +180,13 @@ install-completions:
 # The C library, under the name by which programs look for it and the one by which compilers do.
 .PHONY: install-c
 install-c:
-	install -d $(addprefix $(DESTDIR),$(LIB)/pkgconfig $(PREFIX)/include)
-	install -m 644 $(BUILT)/libfdstash.so $(DESTDIR)$(LIB)/libfdstash.so.0
-	ln -sf libfdstash.so.0 $(DESTDIR)$(LIB)/libfdstash.so
+	install -d $(addprefix $(DESTDIR),$(LIBDIR)/pkgconfig $(PREFIX)/include)
+	install -m 644 $(BUILT)/libfdstash.so $(DESTDIR)$(LIBDIR)/libfdstash.so.0
+	ln -sf libfdstash.so.0 $(DESTDIR)$(LIBDIR)/libfdstash.so
 	install -m 644 client/c/fdstash.h $(DESTDIR)$(PREFIX)/include
-	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@VERSION@,$(VERSION),' client/c/fdstash.pc.in \
-	  >$(DESTDIR)$(LIB)/pkgconfig/fdstash.pc
-	chmod 644 $(DESTDIR)$(LIB)/pkgconfig/fdstash.pc
+	sed -e 's,@PREFIX@,$(PREFIX),' -e 's,@LIBDIR@,$(LIBDIR),' -e 's,@VERSION@,$(VERSION),' \
+	  client/c/fdstash.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/fdstash.pc
+	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/fdstash.pc
 
 # The units name the daemon by its path, and not by its place here.
 .PHONY: install-units
@@ -193,7 +203,7 @@ install-units:
 	else rm -f $(DESTDIR)$(TO)/fdstashd.socket.d/since-262.conf; fi
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED)) $(addprefix $(DESTDIR)$(LIBDIR)/,$(FOR_C))
 	for folder in $(foreach unit,$(UNITS),$(LIB)/systemd/system/$(unit).d $(LIB)/systemd/user/$(unit).d) \
 	  $(DOC)/docs/reference $(DOC)/docs/operators $(DOC)/docs $(DOC); do \
 	  if [ -d $(DESTDIR)$$folder ]; then rmdir $(DESTDIR)$$folder; fi; done

@@ -89,18 +89,18 @@ struct Shell<'a> {
 /// tells whether the name was written as it is.
 fn completes(shell: &Shell<'_>) {
     let daemon = Daemon::spawn();
-    let null = File::open("/dev/null").unwrap();
+    let null = File::open("/dev/null").expect("the test can have it");
     let gifts = ["vm7 disk's $1", "log/a", "other"].map(|name| gift(name, &null));
-    daemon.client().give(&gifts).unwrap();
+    daemon.client().give(&gifts).expect("the test can have it");
     let has = |name: &str| {
-        let entries = daemon.client().list(&pattern("*")).unwrap();
+        let entries = daemon.client().list(&pattern("*")).expect("the test can have it");
         entries.iter().any(|entry| entry.name.as_str() == name)
     };
     let tool = daemon.path("bin/unlikely-tool");
-    std::fs::create_dir(daemon.path("bin")).unwrap();
+    std::fs::create_dir(daemon.path("bin")).expect("the test can have it");
     kit::install_script("#!/bin/sh\necho ran > \"$1\"\n", &tool);
     // What it was made of, whose name begins so too.
-    std::fs::remove_file(tool.with_extension("text")).unwrap();
+    std::fs::remove_file(tool.with_extension("text")).expect("the test can have it");
     file(daemon.path("unlikely-file"), "");
     let mut terminal = Terminal::start(shell, &daemon);
 
@@ -128,11 +128,12 @@ struct Terminal {
 
 impl Terminal {
     fn start(shell: &Shell<'_>, daemon: &Daemon) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let other = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        let programs = program("fdstash").parent().unwrap().to_owned();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("the test can have it");
+        grantpt(&master).expect("the test can have it");
+        unlockpt(&master).expect("the test can have it");
+        let other = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY)
+            .expect("the test can have it");
+        let programs = program("fdstash").parent().expect("the test can have it").to_owned();
         let path = std::env::var("PATH").unwrap_or_default();
         let own = daemon.path("bin");
         // A session of its own on this terminal.
@@ -145,9 +146,13 @@ impl Terminal {
             .env("HOME", daemon.path(""));
         command.env("XDG_CONFIG_HOME", daemon.path("")).env("XDG_DATA_HOME", daemon.path(""));
         command.current_dir(daemon.path(""));
-        command.stdin(dup(&other).unwrap()).stdout(dup(&other).unwrap()).stderr(other);
-        let child = command.spawn().unwrap();
-        let (keys, mut screen) = (File::from(dup(&master).unwrap()), File::from(master));
+        command
+            .stdin(dup(&other).expect("the test can have it"))
+            .stdout(dup(&other).expect("the test can have it"))
+            .stderr(other);
+        let child = command.spawn().expect("the test can have it");
+        let (keys, mut screen) =
+            (File::from(dup(&master).expect("the test can have it")), File::from(master));
         let shown = Arc::new(Mutex::new(String::new()));
         let seen = Arc::clone(&shown);
         thread::spawn(move || {
@@ -174,11 +179,11 @@ impl Terminal {
         self.clear();
         self.writes(&line);
         let mut began = Instant::now();
-        let mut again = self.keys.try_clone().unwrap();
+        let mut again = self.keys.try_clone().expect("the test can have it");
         wait_until(LONG, || {
             if began.elapsed() > AGAIN && !self.has_shown(shown) {
                 began = Instant::now();
-                again.write_all(line.as_bytes()).unwrap();
+                again.write_all(line.as_bytes()).expect("the test can have it");
             }
             self.has_shown(shown)
         });
@@ -190,17 +195,17 @@ impl Terminal {
         self.clear();
         self.writes("; printf %s EN DED\n");
         wait_until(LONG, || {
-            let shown = self.shown.lock().unwrap();
+            let shown = self.shown.lock().expect("the test can have it");
             shown.split_once("ENDED").is_some_and(|(_, next)| next.contains("READY> "))
         });
     }
 
     fn writes(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.keys.write_all(keys.as_bytes()).expect("the test can have it");
     }
 
     fn clear(&self) {
-        self.shown.lock().unwrap().clear();
+        self.shown.lock().expect("the test can have it").clear();
     }
 
     fn waits_for(&self, text: &str) {
@@ -209,7 +214,7 @@ impl Terminal {
 
     /// Without the line ends and the bell of a terminal, and the shell's quotes.
     fn has_shown(&self, text: &str) -> bool {
-        let shown = self.shown.lock().unwrap();
+        let shown = self.shown.lock().expect("the test can have it");
         shown.replace(['\r', '\x07', '\\', '\''], "").contains(text)
     }
 }

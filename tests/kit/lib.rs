@@ -15,6 +15,7 @@ mod io;
 mod libvirt;
 mod machine;
 mod nbd;
+mod package;
 mod page;
 mod program;
 mod qemu;
@@ -47,6 +48,7 @@ pub use crate::{
     libvirt::{Host, domain},
     machine::{Attribute, Lease, Mount, is_root, python, raise_open_files, skipped},
     nbd::Nbd,
+    package::{Packages, shell},
     page::{Block, Page, Tried},
     program::{install_program, install_script, program, program_with_steps, varlinkctl},
     qemu::{Monitor, Qemu},

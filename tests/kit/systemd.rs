@@ -1,4 +1,4 @@
-//! A real systemd of the test's own, with fdstash installed.
+//! A real systemd of the test's own, with fdstash installed, or what a test lays there.
 
 use std::{
     fs::{self, File, Permissions},
@@ -40,7 +40,7 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Boots one; none, where that takes more than the test has.
+    /// Boots one with what is built installed; none, where that takes more than the test has.
     ///
     /// # Panics
     ///

@@ -114,11 +114,13 @@ fn server(socket: &Path) -> io::Result<Option<Pid>> {
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut buffer = [IoSliceMut::new(&mut bytes)];
     recvmsg(&stream, &mut buffer, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let server = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid),
-        _ => None,
-    });
-    Ok(server)
+    let mut messages = ancillary.drain();
+    Ok(messages.find_map(|message| {
+        if let RecvAncillaryMessage::ScmCredentials(sender) = message {
+            return Some(sender.pid);
+        }
+        None
+    }))
 }
 
 /// The parent of a server, if it is one of ours: a server whose keeper has died has another.
