@@ -97,17 +97,17 @@ fn a_program_finds_what_matches_in_the_order_of_what_was_asked_for() {
 fn what_a_manager_has_passed_comes_first() {
     let daemon = Daemon::spawn();
     daemon.client().give(&[gift("a", File::open("/dev/zero").unwrap())]).unwrap();
-    let inner = "echo $LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID - $$)) ${LISTEN_PIDFDID-none}; \
+    let inner = "echo $LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID - $$)) $((WATCHDOG_PID - $$)) ${LISTEN_PIDFDID-none}; \
                  readlink /proc/$$/fd/3 /proc/$$/fd/4";
     for store in [&[][..], &["--store", "s"]] {
         let mut shell = Command::new("/bin/sh");
-        let line = "exec 3</dev/null; export LISTEN_PID=$$; exec \"$@\"";
+        let line = "exec 3</dev/null; export LISTEN_PID=$$ WATCHDOG_PID=$$; exec \"$@\"";
         shell.args(["-c", line, "sh"]).arg(program("fdstash"));
         shell.args(["run", "--take", "a"]).args(store).args(["--", "sh", "-c", inner]);
         shell.env("FDSTASH_SOCKET", daemon.socket()).env("LISTEN_FDS", "1");
         shell.env("LISTEN_FDNAMES", "http").env("LISTEN_PIDFDID", "7");
 
-        assert_eq!(works(&mut shell), "2 http:a 0 none\n/dev/null\n/dev/zero\n");
+        assert_eq!(works(&mut shell), "2 http:a 0 0 none\n/dev/null\n/dev/zero\n");
     }
 }
 
