@@ -39,6 +39,8 @@ Examples:
   # Try it out, and see from elsewhere whether it is there:
   fdstashd --socket /tmp/stash --log debug
   fdstash --socket /tmp/stash status
+  # Tell in the log who does what, and tell Prometheus figures:
+  fdstashd --audit --metrics 127.0.0.1:9123
   # Say what the policy comes to, or what is wrong with it:
   fdstashd --check-policy /etc/fdstash/policy.toml
 
@@ -52,6 +54,7 @@ policy is not; 2 called wrongly.
 Environment:
   XDG_RUNTIME_DIR  where a user's own daemon listens
   LISTEN_FDS       what systemd passes: the listening socket, and what its store has kept
+  JOURNAL_STREAM   whether it is the journal that reads standard error, and gets events with their fields
   NOTIFY_SOCKET    whom it tells that it serves, and has store what it holds
 
 Files:
@@ -95,7 +98,7 @@ pub(crate) struct Args {
 
     /// Tell in the log who has given, taken, copied, reopened or closed which descriptor, and what was
     /// refused
-    #[arg(long, env = "FDSTASHD_AUDIT", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "FDSTASHD_AUDIT", hide_env_values = true, value_parser = FalseyValueParser::new())]
     audit: bool,
 
     /// Tell metrics, as OpenMetrics over HTTP, at unix:PATH, or at 127.0.0.1:PORT for every user of this
