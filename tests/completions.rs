@@ -19,7 +19,7 @@ use rustix::{
 /// How long a shell may take to start, and to complete a word.
 const LONG: Duration = Duration::from_secs(60);
 
-/// When to press the key once more.
+/// When to begin a line again.
 const AGAIN: Duration = Duration::from_secs(4);
 
 #[test]
@@ -111,9 +111,8 @@ fn completes(shell: &Shell<'_>) {
     terminal.enters();
     wait_until(LONG, || !has("log/a"));
 
-    terminal.types("fdstash take oth\t", "other");
-    terminal.types("-- unlikely-t\t", "unlikely-tool");
-    terminal.types("unlikely-f\t", "unlikely-file");
+    terminal.types("fdstash take other -- unlikely-t\t", "unlikely-tool");
+    terminal.types("fdstash take other -- unlikely-tool unlikely-f\t", "unlikely-file");
     terminal.enters();
     wait_until(LONG, || !has("other"));
     let ran = || std::fs::read_to_string(daemon.path("unlikely-file")).unwrap_or_default();
@@ -166,17 +165,20 @@ impl Terminal {
         terminal
     }
 
-    /// Types keys, of which the last completes, and waits until this was shown since; on a busy machine
-    /// the daemon may not answer in time, and whoever sits there would complete again.
+    /// Types a line, of which the last key completes, and waits until this was shown since. On a busy
+    /// machine the daemon may not answer in time, or the shell throw away what comes before it listens:
+    /// whoever sits there would begin the line again, and so it is done here.
     fn types(&mut self, keys: &str, shown: &str) {
+        const WIPE: &str = "\x15";
+        let line = format!("{WIPE}{keys}");
         self.clear();
-        self.writes(keys);
-        let mut pressed = Instant::now();
-        let mut more = self.keys.try_clone().unwrap();
+        self.writes(&line);
+        let mut began = Instant::now();
+        let mut again = self.keys.try_clone().unwrap();
         wait_until(LONG, || {
-            if pressed.elapsed() > AGAIN && !self.has_shown(shown) {
-                pressed = Instant::now();
-                more.write_all(b"\t").unwrap();
+            if began.elapsed() > AGAIN && !self.has_shown(shown) {
+                began = Instant::now();
+                again.write_all(line.as_bytes()).unwrap();
             }
             self.has_shown(shown)
         });

@@ -14,7 +14,13 @@ use std::{
 use kit::{Daemon, listed, name, null, only, skipped};
 
 fn listen(daemon: &Daemon, args: &[&str]) -> Output {
-    daemon.command().arg("listen").args(args).current_dir(daemon.path("")).output().unwrap()
+    daemon
+        .command()
+        .arg("listen")
+        .args(args)
+        .current_dir(daemon.path(""))
+        .output()
+        .expect("it can be started")
 }
 
 /// What it writes.
@@ -23,7 +29,7 @@ fn listens(daemon: &Daemon, args: &[&str]) -> String {
     let output = listen(daemon, args);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && complained.is_empty(), "{args:?}: {complained}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    String::from_utf8(output.stdout).expect("it writes text").trim().to_owned()
 }
 
 /// What it complains.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use fdstash::{Gift, Labels};
-use kit::{Daemon, User, can_be_others, file, gift, identity, name, program, shared};
+use kit::{
+    Daemon, SOON, User, can_be_others, file, gift, identity, is_root, program, shared, skipped,
+    wait_until,
+};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fs::{
@@ -90,26 +93,34 @@ fn who_shares_the_open_file_is_told_from_who_has_opened_the_file() {
     let mut sharer = holding(duplicate);
     let mut opener = holding(another);
 
+    let own = i64::from(std::process::id());
+    let (of_sharer, of_opener) = (i64::from(sharer.id()), i64::from(opener.id()));
+    // What another test starts has duplicates of all that is open here, for as long as it has not begun.
+    let settles = |same: Vec<i64>, separate: Vec<i64>| {
+        wait_until(SOON, || {
+            let holders = &json_of(&daemon, "disk")["holders"];
+            (pids(&holders["same"]), pids(&holders["separate"])) == (same.clone(), separate.clone())
+        });
+    };
+
+    settles(sorted([own, of_sharer]), vec![of_opener]);
     let holders = &json_of(&daemon, "disk")["holders"];
     let people = works(&daemon, &["show", "disk"]);
     end(&mut sharer);
     end(&mut opener);
-    let after = &json_of(&daemon, "disk")["holders"];
+    settles(vec![own], vec![]);
 
-    let own = i64::from(std::process::id());
-    let (of_sharer, of_opener) = (i64::from(sharer.id()), i64::from(opener.id()));
-    assert_eq!(pids(&holders["same"]), sorted([own, of_sharer]));
-    assert_eq!(pids(&holders["separate"]), [of_opener]);
     let opened = &holders["separate"][0]["descriptors"];
     assert_eq!(opened, &json!([{ "number": 0, "access": "read" }]));
-    // The process that keeps, the one that serves; and nobody of them is "another".
-    let keepers = pids(&holders["keepers"]);
-    assert_eq!(keepers.len(), 2, "{holders}");
     assert!(people.contains(&format!("held by       sleep, pid {of_sharer}, ")), "{people}");
     assert!(people.contains(&format!("same file     sleep, pid {of_opener}, ")), "{people}");
+    if !is_root() {
+        return skipped("to see who keeps it takes root");
+    }
+    // The process that keeps, and the one that serves.
+    let keepers = pids(&holders["keepers"]);
+    assert_eq!(keepers.len(), 2, "{holders}");
     assert!(people.contains(&format!("kept by       fdstashd, pid {}, ", keepers[0])), "{people}");
-    assert_eq!(pids(&after["same"]), [own]);
-    assert_eq!(after["separate"], json!([]));
 }
 
 #[test]
@@ -182,7 +193,6 @@ fn a_name_with_a_star_in_it_is_a_name() {
     let missing = daemon.command().args(["show", "a?"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("there is no entry \"a?\""), "{missing:?}");
-    assert!(name("a*").as_str().contains('*'));
 }
 
 /// A process that does nothing but hold this as its standard input.

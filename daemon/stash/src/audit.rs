@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fdstash_proto::{Change, Name};
 
-use crate::{ConnectionId, Effect, Effects, Stash};
+use crate::{ConnectionId, Details, Effect, Effects, Stash};
 
 /// What was done with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,18 +35,24 @@ impl<F> Stash<F> {
         self.is_audited = is_audited;
     }
 
-    /// Tells what was done with what a connection sees under these names.
+    /// Tells what was done with entries.
     pub(crate) fn audit(
         &self,
         by: ConnectionId,
         deed: Deed,
-        names: &[Name],
+        of: Vec<Arc<Details>>,
         effects: &mut Effects<F>,
     ) {
         if self.is_audited {
-            let seen = names.iter().filter_map(|name| self.view(by, name));
-            let done = seen.map(|kept| (deed, Arc::clone(&kept.details))).collect();
+            let done = of.into_iter().map(|details| (deed, details)).collect();
             effects.push(Effect::Audit { by: Some(by), done });
         }
+    }
+
+    /// What a connection sees under these names, if that is to be accounted for.
+    pub(crate) fn seen(&self, by: ConnectionId, names: &[Name]) -> Vec<Arc<Details>> {
+        let names = if self.is_audited { names } else { &[] };
+        let seen = names.iter().filter_map(|name| self.view(by, name));
+        seen.map(|kept| Arc::clone(&kept.details)).collect()
     }
 }

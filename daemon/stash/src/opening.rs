@@ -20,9 +20,9 @@ use crate::{
 pub(crate) enum Purpose<F> {
     /// Gifts that are fresh, or may be reopened with more access than they have.
     Give(Vec<Accepted<F>>),
-    /// Copies with an open file description of their own, of names of which the second list was not
-    /// held before.
-    Copy(Vec<Name>, Vec<Name>),
+    /// Copies with an open file description of their own, of entries that may be gone by then, and the names
+    /// that were not held before.
+    Copy(Vec<Arc<Details>>, Vec<Name>),
     /// A Reopen, of names of which the second list was not held before.
     Reopen(Vec<Name>, Vec<Name>),
 }
@@ -155,13 +155,13 @@ impl<F> Stash<F> {
     ) {
         match purpose {
             Purpose::Give(accepted) => self.keep_gifts(by, accepted, files, now, effects),
-            Purpose::Copy(names, _) => {
-                self.counts.copied += names.len() as u64;
+            Purpose::Copy(copied, _) => {
+                self.counts.copied += copied.len() as u64;
                 let copies = files.into_iter().flatten().map(|file| file.fd);
-                let named = names.iter().cloned().zip(copies);
+                let named = copied.iter().map(|details| details.name.clone()).zip(copies);
                 let handed = named.map(|(name, fd)| Handed { name, fd }).collect();
                 answer(by, Ok(Reply::Handed(handed)), effects);
-                self.audit(by, Deed::Copied, &names, effects);
+                self.audit(by, Deed::Copied, copied, effects);
             }
             Purpose::Reopen(names, _) => {
                 let mut handed = Vec::with_capacity(names.len());
@@ -172,7 +172,8 @@ impl<F> Stash<F> {
                     handed.push(Handed { name: name.clone(), fd: lent.fd });
                 }
                 if self.client(by).is_ok_and(Client::in_transaction) {
-                    self.audit(by, Deed::Lent, &names, effects);
+                    let lent = self.seen(by, &names);
+                    self.audit(by, Deed::Lent, lent, effects);
                 }
                 self.finish(by, names, Reply::Handed(handed), now, effects);
             }
@@ -205,9 +206,10 @@ impl<F> Stash<F> {
                 let unwanted = accepted.into_iter().map(|accepted| accepted.gift.fd.fd);
                 (name, newly, unwanted.collect())
             }
-            Purpose::Copy(names, newly) | Purpose::Reopen(names, newly) => {
-                (names.into_iter().nth(failure.at), newly, Vec::new())
+            Purpose::Copy(copied, newly) => {
+                (copied.get(failure.at).map(|details| details.name.clone()), newly, Vec::new())
             }
+            Purpose::Reopen(names, newly) => (names.into_iter().nth(failure.at), newly, Vec::new()),
         };
         let refusal = Refusal::ReopenFailed {
             name: name.map_or_else(String::new, |name| name.as_str().to_owned()),

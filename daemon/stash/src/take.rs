@@ -87,12 +87,13 @@ impl<F> Stash<F> {
     ) -> Result<(), Refusal> {
         let verb = if taking == Taking::Move { Verb::Take } else { Verb::Copy };
         let mut handed = Vec::with_capacity(names.len());
-        let mut openings = Vec::new();
+        let (mut openings, mut copied) = (Vec::new(), Vec::new());
         for name in names {
             let Kept { fd, details } = self.existing(by, name, verb)?;
             if taking == Taking::Fresh {
                 let who = &self.client(by)?.who;
                 openings.push(reopen::again(who, name, fd, &details.facts));
+                copied.push(Arc::clone(details));
             }
             handed.push(Handed { name: name.clone(), fd: Arc::clone(fd) });
         }
@@ -109,13 +110,14 @@ impl<F> Stash<F> {
         match taking {
             Taking::Fresh if openings.is_empty() => answer(by, Ok(Reply::Handed(handed)), effects),
             Taking::Fresh => {
-                let purpose = Purpose::Copy(names.to_vec(), newly);
+                let purpose = Purpose::Copy(copied, newly);
                 self.open(by, openings, purpose, Needed::default(), effects);
             }
             Taking::Copy => {
                 self.counts.copied += names.len() as u64;
                 answer(by, Ok(Reply::Handed(handed)), effects);
-                self.audit(by, Deed::Copied, names, effects);
+                let copied = self.seen(by, names);
+                self.audit(by, Deed::Copied, copied, effects);
             }
             Taking::Move => {
                 if !in_transaction {
@@ -124,7 +126,8 @@ impl<F> Stash<F> {
                 let outcome = Ok(Reply::Handed(handed));
                 effects.push(Effect::Answer { to: by, outcome, confirm: !in_transaction });
                 if in_transaction {
-                    self.audit(by, Deed::Lent, names, effects);
+                    let lent = self.seen(by, names);
+                    self.audit(by, Deed::Lent, lent, effects);
                 }
                 for name in names {
                     self.stage(by, name, Then::Gone(Change::Taken), effects);

@@ -8,7 +8,6 @@ use crate::{Block, Page};
 /// programs that `see_also` names.
 #[must_use]
 pub fn command(mut root: Command, section: u8, see_also: &[&str]) -> Vec<Page> {
-    root = root.disable_help_subcommand(true);
     root.build();
     let mut pages = Vec::new();
     add(&root, None, section, see_also, &mut pages);
@@ -30,7 +29,8 @@ fn add(
     blocks.extend(split(&about).0);
     blocks.extend(prose);
     options(command, &mut blocks);
-    let shown = || command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let is_shown = |verb: &&Command| !verb.is_hide_set() && verb.get_name() != "help";
+    let shown = || command.get_subcommands().filter(is_shown);
     if shown().next().is_some() {
         blocks.push(Block::Heading("Commands".into()));
         for verb in shown() {

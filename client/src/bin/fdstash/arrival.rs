@@ -1,11 +1,7 @@
 //! What comes from elsewhere to a daemon: under which names, and all of it or nothing, where what an earlier
 //! try has brought already is no obstacle.
 
-use std::{
-    io::{self, IsTerminal, Write},
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::{os::fd::OwnedFd, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
@@ -158,34 +154,6 @@ pub(crate) fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Where it cannot be, those fit that fit, and who has too many is told.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
-/// Tells somebody at a terminal how far it is, once it takes longer than a second.
-pub(crate) struct Progress {
-    began: Instant,
-    is_told: bool,
-    is_terminal: bool,
-}
-
-impl Progress {
-    pub(crate) fn new() -> Self {
-        Self { began: Instant::now(), is_told: false, is_terminal: io::stderr().is_terminal() }
-    }
-
-    pub(crate) fn tell(&mut self, done: usize, all: usize) {
-        if self.is_terminal && self.began.elapsed() > Duration::from_secs(1) {
-            self.is_told = true;
-            let _ = write!(io::stderr(), "\rfdstash: {done} of {all} ");
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.is_told {
-            let _ = writeln!(io::stderr());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use clap_complete::{
 };
 use fdstash::{Entry, Name, Pattern};
 
-use crate::{Door, chosen::Choice, help, words::plain};
+use crate::{Door, chosen::Choice, help, run::Wanted, words::plain};
 
 /// Nobody who has pressed a key waits longer for the daemon than this.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -184,7 +184,12 @@ enum Names {
 
 fn says_names(arg: &Arg) -> Option<Names> {
     let of = arg.get_value_parser().type_id();
-    let types = [TypeId::of::<Name>(), TypeId::of::<Pattern>(), TypeId::of::<Choice>()];
+    let types = [
+        TypeId::of::<Name>(),
+        TypeId::of::<Pattern>(),
+        TypeId::of::<Choice>(),
+        TypeId::of::<Wanted>(),
+    ];
     if types.iter().any(|of_names| of == *of_names) {
         return Some(Names::Alone);
     }

@@ -22,16 +22,23 @@ Environment:
 
 /// The command line as it was written, or no return.
 pub(crate) fn parse() -> Cli {
-    let matches = command().get_matches();
+    // To make the help texts takes longer than most commands do, so they are made where somebody reads them.
+    let matches = Cli::command().try_get_matches().unwrap_or_else(|_| command().get_matches());
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// The command with all that its help says.
 pub(crate) fn command() -> Command {
-    finished(Cli::command())
+    let mut command = Cli::command();
+    // Else each of its subcommands is made when it is called for.
+    command.build();
+    finished(command)
 }
 
 fn finished(command: Command) -> Command {
+    if is_claps_own(&command) {
+        return command;
+    }
     let own = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let mut parts = vec![own.as_str()];
     // One that ends in another way than the rest says so itself.
@@ -46,6 +53,10 @@ fn finished(command: Command) -> Command {
     let parts = parts.iter().flat_map(|part| part.split("\n\n"));
     let text = parts.map(flowing).collect::<Vec<_>>().join("\n\n");
     command.after_help(text).mut_subcommands(finished)
+}
+
+fn is_claps_own(command: &Command) -> bool {
+    command.get_name() == "help"
 }
 
 /// A paragraph whose lines end where the terminal's do, not where the source's did. What is indented stays
@@ -76,6 +87,9 @@ mod tests {
     fn every_command_teaches_with_examples_and_says_how_it_ends() {
         let mut all = vec![command()];
         while let Some(command) = all.pop() {
+            if is_claps_own(&command) {
+                continue;
+            }
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let name = command.get_name();
             assert!(help.contains("Examples:\n  ") || command.is_hide_set(), "{name}: {help}");

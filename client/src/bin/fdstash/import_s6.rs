@@ -18,6 +18,7 @@ use crate::{
     Door,
     arrival::{Renaming, keep, persist, raise_open_files},
     complain,
+    progress::Progress,
 };
 use holder::{Dump, Held};
 
@@ -52,6 +53,7 @@ pub(crate) struct ImportS6 {
 impl ImportS6 {
     pub(crate) fn run(self, door: &Door) -> anyhow::Result<ExitCode> {
         raise_open_files();
+        let _progress = Progress::soon("bringing what is held");
         let mut stash = door.connect()?;
         let is_wanted = |id: &[u8]| self.wants(id);
         let Dump { held, has_times } =

@@ -35,13 +35,13 @@ Examples:
   fdstash listen bus unix:@app                      # an abstract name, without a file
   port=$(fdstash listen any tcp:127.0.0.1:0)        # writes the address that it has got
 
-Then start a program with it: `fdstash run --take web -- COMMAND`. The socket is the stash's, so that
-whoever connects while no program runs waits, and is not refused.
+Then start a program with it: `fdstash run --take web -- COMMAND`. The socket is the stash's, so
+that whoever connects while no program runs waits, and is not refused.
 
-ADDRESS is tcp, tcp4, tcp6, udp, udp4 or udp6 with [HOST:]PORT, where HOST is a number and no name; or unix,
-unix-dgram or unix-seqpacket with /PATH or @NAME. As in systemd's ListenStream=, `tcp:` and `unix:` can be
-left out. A socket's file that nobody listens at any more is removed first. A name that is taken is refused
-before anything is bound.";
+ADDRESS is tcp, tcp4, tcp6, udp, udp4 or udp6 with [HOST:]PORT, where HOST is a number and no name;
+or unix, unix-dgram or unix-seqpacket with /PATH or @NAME. As in systemd's ListenStream=, `tcp:` and
+`unix:` can be left out. A socket's file that nobody listens at any more is removed first. A name
+that is taken is refused before anything is bound.";
 
 /// Make a listening socket and keep it under a name
 #[derive(Args)]

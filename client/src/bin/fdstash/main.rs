@@ -70,6 +70,9 @@ Examples:
   fdstash reopen vm7-disk0 --direct on
   # Run a program with it as its standard input; the stash lets go when the program has it:
   fdstash take vm7-disk0 -- sha256sum
+  # Start a server with a socket that the stash listens with, so that nobody is ever refused:
+  fdstash listen web tcp:8080 --if-missing
+  fdstash run --take web -- /usr/bin/server
   # See what there is, and what changes:
   fdstash list 'vm7-*'
   fdstash watch 'vm7-*'
@@ -80,11 +83,14 @@ Examples:
 Each command has examples of its own: fdstash give --help";
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Verb {
     Give(give::Give),
     Take(take::Take),
     Close(close::Close),
     Reopen(reopen::Reopen),
+    Listen(listen::Listen),
+    Run(run::Run),
     List(list::List),
     Show(show::Show),
     Watch(watch::Watch),
@@ -95,9 +101,7 @@ enum Verb {
     Status(status::Status),
     Doctor(doctor::Doctor),
     Qemu(qemu::Qemu),
-    Listen(listen::Listen),
-    Run(run::Run),
-    #[command(name = "become")]
+    #[command(name = "become", hide = true)]
     Stage(stage::Stage),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -146,6 +150,8 @@ fn main() -> ExitCode {
         Verb::Take(take) => take.run(&door),
         Verb::Close(close) => close.run(&door),
         Verb::Reopen(reopen) => reopen.run(&door),
+        Verb::Listen(listen) => listen.run(&door),
+        Verb::Run(run) => run.run(&door),
         Verb::List(list) => list.run(&door),
         Verb::Show(show) => show.run(&door),
         Verb::Watch(watch) => watch.run(&door),
@@ -156,8 +162,6 @@ fn main() -> ExitCode {
         Verb::Status(status) => status.run(&door),
         Verb::Doctor(doctor) => doctor.run(&door),
         Verb::Qemu(qemu) => qemu.run(&door),
-        Verb::Listen(listen) => listen.run(&door),
-        Verb::Run(run) => run.run(&door),
         Verb::Stage(stage) => stage.run(),
         Verb::Completions(completions) => completions.run(),
         Verb::Complete(complete) => complete.run(),

@@ -7,10 +7,10 @@
 //! second is refused. Where this process is killed, its command is asked to end, and the next run finds in
 //! the stash what was acknowledged.
 
-mod chosen;
 mod heard;
 mod manager;
 mod message;
+mod passed;
 mod same;
 mod serve;
 mod socket;
@@ -27,8 +27,9 @@ use crate::{
     spawn::{self, Seats},
 };
 
+pub(crate) use self::passed::Wanted;
 use self::{
-    chosen::{Chosen, Wanted},
+    passed::Passed,
     store::{Prefix, Store},
     variables::Inherited,
 };
@@ -37,21 +38,25 @@ const EXAMPLES: &str = "\
 Examples:
   fdstash listen web tcp:8080 --if-missing
   fdstash run --take web -- /usr/bin/server
-  fdstash run --take 'web-*' --take admin:control -- /usr/bin/server      # the last one is named control
-  fdstash run --take web -- env 'NGINX=3;' nginx -g 'daemon off;'         # nginx takes the number of it
-  fdstash run --take web --store server -- /usr/bin/server                # and stores its connections
+  # Several, in the order of their names, and one that is called otherwise:
+  fdstash run --take 'web-*' --take admin:control -- /usr/bin/server
+  # nginx is told of the number:
+  fdstash run --take web -- env 'NGINX=3;' nginx -g 'daemon off;'
+  # A server that stores its connections, and has them again when it was killed:
+  fdstash run --take web --store server -- /usr/bin/server
 
-COMMAND finds the descriptors from 3 on: LISTEN_FDS says how many, LISTEN_FDNAMES what they are called, and
-LISTEN_PID that they are for it (sd_listen_fds(3)). They are copies: the stash keeps its own, and the next
-start has them again. First come those that fdstash itself was started with by a service manager, then
-those of each --take in the order of their names, then what is stored.
+COMMAND finds the descriptors from 3 on: LISTEN_FDS says how many, LISTEN_FDNAMES what they are
+called, and LISTEN_PID that they are for it (sd_listen_fds(3)). They are copies: the stash keeps
+its own, and the next start has them again. First come those that fdstash itself was started with
+by a service manager, then those of each --take in the order of their names, then what is stored.
 
-Without --store, fdstash becomes COMMAND. With it, it stays as its parent and its notification socket
-(NOTIFY_SOCKET, sd_pid_notify_with_fds(3)): FDSTORE=1, FDNAME=, FDPOLL=0, FDSTOREREMOVE=1 and BARRIER=1 go to
-the stash, under PREFIX/FDNAME, and come back at the next start. What hangs up is dropped, but with FDPOLL=0.
-A barrier is answered when all before it is in the stash; what the daemon refuses is told on standard error.
-READY=1, STATUS= and the like go on to the manager above, if there is one; and signals to COMMAND, whose end is
-fdstash's own. COMMAND must stay in the foreground; with MAINPID= it hands over to another of its processes.";
+Without --store, fdstash becomes COMMAND. With it, it stays as its parent and its notification
+socket (NOTIFY_SOCKET, sd_pid_notify_with_fds(3)): FDSTORE=1, FDNAME=, FDPOLL=0, FDSTOREREMOVE=1
+and BARRIER=1 go to the stash, under PREFIX/FDNAME, and come back at the next start. What hangs up
+is dropped, but with FDPOLL=0. A barrier is answered when all before it is in the stash; what the
+daemon refuses is told on standard error. READY=1, STATUS= and the like go on to the manager above,
+if there is one; and signals to COMMAND, whose end is fdstash's own. COMMAND must stay in the
+foreground; with MAINPID= it hands over to another of its processes.";
 
 /// Start a program with sockets and files from the stash, and be its descriptor store
 #[derive(Args)]
@@ -88,33 +93,33 @@ impl Run {
     pub(crate) fn run(mut self, door: &Door) -> anyhow::Result<ExitCode> {
         self.trusted.extend([0, rustix::process::geteuid().as_raw()]);
         let mut client = door.connect()?;
-        let mut chosen = chosen::choose(&mut client, &self.wanted, self.allow_none, &self.trusted)?;
+        let mut passed = passed::choose(&mut client, &self.wanted, self.allow_none, &self.trusted)?;
         match self.store.take() {
-            Some(prefix) => self.with_store(client, prefix, chosen),
-            None => self.without(&mut chosen),
+            Some(prefix) => self.with_store(client, prefix, passed),
+            None => self.without(&mut passed),
         }
     }
 
-    fn without(&self, chosen: &mut Chosen) -> anyhow::Result<ExitCode> {
+    fn without(&self, passed: &mut Passed) -> anyhow::Result<ExitCode> {
         let inherited = Inherited::from_env();
         let mut command = spawn::of(&self.command)?;
-        variables::set(&mut command, &inherited, &chosen.names);
-        if !variables::are_none(&inherited, &chosen.names) {
+        variables::set(&mut command, &inherited, &passed.names);
+        if !variables::are_none(&inherited, &passed.names) {
             // An exec leaves a process its number.
             command.env("LISTEN_PID", std::process::id().to_string());
         }
-        spawn::become_it(command, std::mem::take(&mut chosen.fds), Seats::From(inherited.next()))
+        spawn::become_it(command, std::mem::take(&mut passed.fds), Seats::From(inherited.next()))
     }
 
     fn with_store(
         &self,
         client: Client,
         prefix: Prefix,
-        mut chosen: Chosen,
+        mut passed: Passed,
     ) -> anyhow::Result<ExitCode> {
         let mut store = Store::new(client, prefix, self.trusted.clone(), self.store_max);
         let _lock = store.lock()?;
-        chosen.append(store.copies()?);
-        serve::serve(&self.command, chosen, store)
+        passed.append(store.copies()?);
+        serve::serve(&self.command, passed, store)
     }
 }

@@ -22,8 +22,9 @@ use rustix::process::geteuid;
 
 use crate::{
     Door, Misuse,
-    arrival::{Progress, Renaming, entries_of, keep, persist, raise_open_files, told},
+    arrival::{Renaming, entries_of, keep, persist, raise_open_files, told},
     complain,
+    progress::Progress,
 };
 
 /// How many entries a part has: as many descriptors as go into one message.
@@ -158,7 +159,8 @@ impl Transfer {
 
     /// Tells how many were moved.
     fn move_all(&self, way: &mut Way, names: &[Name]) -> anyhow::Result<usize> {
-        let mut progress = Progress::new();
+        let verb = if self.copy { "copying" } else { "moving" };
+        let _progress = Progress::soon(format!("{verb} {}", names.len()));
         let mut part = if self.in_parts { PART } else { names.len() };
         let (mut moved, mut rest) = (0, names);
         while !rest.is_empty() {
@@ -180,7 +182,6 @@ impl Transfer {
                     None => return Err(self.explained(error, way, moved)),
                 },
             }
-            progress.tell(names.len() - rest.len(), names.len());
         }
         Ok(moved)
     }

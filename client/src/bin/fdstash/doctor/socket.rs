@@ -13,6 +13,7 @@ use std::{
 
 use rustix::{
     fs::{Access, access},
+    io::Errno,
     net::sockopt::socket_peercred,
     process::getuid,
 };
@@ -47,10 +48,10 @@ pub(crate) fn look(socket: &Path, manager: Option<&Manager>) -> Result<Reached, 
             format!("see what it is (ls -l {}), and choose another --socket", socket.display()),
         ));
     }
-    let line = UnixStream::connect(socket).map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => left_behind(socket, manager),
-        io::ErrorKind::PermissionDenied => shut(socket, &file),
-        _ => Finding::wrong(
+    let line = UnixStream::connect(socket).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::CONNREFUSED) => left_behind(socket, manager),
+        Some(Errno::ACCESS | Errno::PERM) => shut(socket, &file),
+        Some(_) | None => Finding::wrong(
             format!("{} cannot be connected to: {error}", socket.display()),
             "no program of this user can reach the daemon",
             start(socket, manager),

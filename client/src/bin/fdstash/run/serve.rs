@@ -20,9 +20,9 @@ use crate::{
 };
 
 use super::{
-    chosen::Chosen,
     heard::{Ear, Main},
     manager::Manager,
+    passed::Passed,
     socket::{self, Socket},
     store::Store,
     variables::{self, Inherited},
@@ -32,15 +32,15 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts the service, does what it wishes until it ends, and tells how it has.
-pub(super) fn serve(words: &[OsString], chosen: Chosen, store: Store) -> anyhow::Result<ExitCode> {
+pub(super) fn serve(words: &[OsString], passed: Passed, store: Store) -> anyhow::Result<ExitCode> {
     let (socket, place) = socket::bind()?;
     // What the service leaves behind becomes our child, and so is known to be of it.
     set_child_subreaper(Some(getpid())).context("could not become a reaper of orphans")?;
     let inherited = Inherited::from_env();
     let mut command = stage::command(words);
-    variables::set(&mut command, &inherited, &chosen.names);
+    variables::set(&mut command, &inherited, &passed.names);
     command.env("NOTIFY_SOCKET", place.path()).env("FDSTORE", store.most().to_string());
-    let running = match spawn(command, chosen.fds, Seats::From(inherited.next())) {
+    let running = match spawn(command, passed.fds, Seats::From(inherited.next())) {
         Ok(running) => running,
         Err(NotRunning::NotExecuted(code)) => return Ok(code),
         Err(NotRunning::Failed(error)) => return Err(error),

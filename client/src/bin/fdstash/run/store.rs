@@ -17,7 +17,10 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
 };
 
-use super::{chosen::Chosen, same::same};
+use super::{
+    passed::Passed,
+    same::{Likeness, compare},
+};
 
 /// The label that says what a service calls a descriptor.
 const CALLED: &str = "fdname";
@@ -144,7 +147,7 @@ impl Store {
     }
 
     /// Copies of all that is stored, in the order of what they are called.
-    pub(super) fn copies(&mut self) -> anyhow::Result<Chosen> {
+    pub(super) fn copies(&mut self) -> anyhow::Result<Passed> {
         let mut attempts = ATTEMPTS;
         loop {
             attempts -= 1;
@@ -154,14 +157,14 @@ impl Store {
             });
             let names: Vec<Name> = kept.iter().map(|kept| kept.entry.name.clone()).collect();
             if names.is_empty() {
-                return Ok(Chosen::default());
+                return Ok(Passed::default());
             }
             match self.client.copy(&names) {
                 // It may have hung up meanwhile.
                 Err(fdstash::Error::Refused(Refusal::NotFound { .. })) if attempts > 0 => {}
                 handed => {
                     let fds = handed?.into_iter().map(|handed| handed.fd).collect();
-                    return Ok(Chosen {
+                    return Ok(Passed {
                         names: kept.into_iter().map(|kept| kept.called).collect(),
                         fds,
                     });
@@ -181,7 +184,7 @@ impl Store {
         let (kept, mut taken) = self.kept()?;
         let mut new: Vec<&OwnedFd> = Vec::new();
         for fd in fds {
-            let is_new = !new.iter().any(|other| same(other, fd).unwrap_or(false));
+            let is_new = !new.iter().any(|other| is_same(other, fd));
             if is_new && !self.has(&kept, called, fd)? {
                 new.push(fd);
             }
@@ -266,13 +269,8 @@ impl Store {
     fn has(&mut self, kept: &[Kept], called: &Name, fd: &OwnedFd) -> anyhow::Result<bool> {
         let stat = fstat(fd)?;
         for other in kept {
-            let Entry { device, inode, kind, name, .. } = &other.entry;
+            let Entry { device, inode, name, .. } = &other.entry;
             if (*device, *inode) != (stat.st_dev, stat.st_ino) {
-                continue;
-            }
-            // Of those only the name tells whether the service means another one.
-            let is_certain = !matches!(kind, fdstash::Kind::Regular | fdstash::Kind::Directory);
-            if !is_certain && other.called != called.as_str() {
                 continue;
             }
             match self.client.copy(std::slice::from_ref(name)) {
@@ -280,14 +278,21 @@ impl Store {
                 handed => {
                     let handed = handed?;
                     let copy = handed.first().context("the daemon handed out nothing")?;
-                    if same(copy.fd.as_fd(), fd)? {
-                        return Ok(true);
+                    match compare(&copy.fd, fd)? {
+                        Likeness::Same => return Ok(true),
+                        // Only the name tells whether the service means another one.
+                        Likeness::Alike if other.called == called.as_str() => return Ok(true),
+                        Likeness::Alike | Likeness::Different => {}
                     }
                 }
             }
         }
         Ok(false)
     }
+}
+
+fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
+    matches!(compare(one, other), Ok(Likeness::Same | Likeness::Alike))
 }
 
 #[cfg(test)]

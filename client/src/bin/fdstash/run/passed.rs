@@ -10,7 +10,7 @@ const ATTEMPTS: usize = 20;
 
 /// What `--take` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pattern: Pattern,
     called: Option<Name>,
 }
@@ -40,12 +40,12 @@ impl FromStr for Wanted {
 
 /// Descriptors, and what each is called.
 #[derive(Debug, Default)]
-pub(super) struct Chosen {
+pub(super) struct Passed {
     pub(super) names: Vec<String>,
     pub(super) fds: Vec<OwnedFd>,
 }
 
-impl Chosen {
+impl Passed {
     pub(super) fn append(&mut self, mut others: Self) {
         self.names.append(&mut others.names);
         self.fds.append(&mut others.fds);
@@ -58,19 +58,19 @@ pub(super) fn choose(
     wanted: &[Wanted],
     allow_none: bool,
     trusted: &[u32],
-) -> anyhow::Result<Chosen> {
+) -> anyhow::Result<Passed> {
     let mut attempts = ATTEMPTS;
     loop {
         attempts -= 1;
         let (names, called) = matching(client, wanted, allow_none, trusted)?;
         if names.is_empty() {
-            return Ok(Chosen::default());
+            return Ok(Passed::default());
         }
         match client.copy(&names) {
             Err(fdstash::Error::Refused(Refusal::NotFound { .. })) if attempts > 0 => {}
             handed => {
                 let fds = handed?.into_iter().map(|handed| handed.fd).collect();
-                return Ok(Chosen { names: called, fds });
+                return Ok(Passed { names: called, fds });
             }
         }
     }
