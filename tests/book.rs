@@ -74,11 +74,6 @@ fn the_commands_for_containers_work() {
 }
 
 #[test]
-fn the_commands_for_moving_work() {
-    follow("docs/moving.md");
-}
-
-#[test]
 fn the_commands_for_a_policy_work() {
     follow("docs/policy.md");
 }
