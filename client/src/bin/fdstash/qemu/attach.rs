@@ -85,8 +85,7 @@ pub(super) struct Attach {
     #[arg(long, value_name = "on|off", hide_possible_values = true, default_value = "off")]
     read_only: Switch,
 
-    /// Attach also what this user has given (may be repeated) [default: only what you or root
-    /// has given]
+    /// Attach also what this user has given (may be repeated) [default: what you or root gave]
     #[arg(long = "trust", value_name = "UID")]
     trusted: Vec<u32>,
 
