@@ -1,6 +1,6 @@
 //! What to do about an error, as a clause without a capital or a full stop.
 
-use std::{io, path::Path};
+use std::{io, os::unix::fs::FileTypeExt, path::Path};
 
 use fdstash_proto::{MAX_DESCRIPTORS, Refusal};
 
@@ -109,6 +109,10 @@ pub(crate) fn on_reaching(socket: &Path, error: &io::Error, unit: Option<&str>) 
         return "the socket's mode and the directories above it decide who may connect".into();
     }
     let ended = if error.kind() == io::ErrorKind::ConnectionRefused {
+        if !std::fs::metadata(socket).is_ok_and(|file| file.file_type().is_socket()) {
+            return "that is no socket: say with --socket or $FDSTASH_SOCKET which one it is"
+                .into();
+        }
         "the daemon that was there has ended: "
     } else {
         ""
@@ -158,16 +162,20 @@ mod tests {
         let gone = io::Error::from(rustix::io::Errno::NOENT);
         let refused = io::Error::from(rustix::io::Errno::CONNREFUSED);
         let unit = Some("systemctl start fdstashd.socket");
-        let socket = Path::new("/run/x");
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("x");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let by_hand = format!("start one with `fdstashd --socket {}`", socket.display());
 
-        let start = |error, unit| on_reaching(socket, error, unit);
+        let start = |error, unit| on_reaching(&socket, error, unit);
 
         assert_eq!(start(&gone, unit), "start one with `systemctl start fdstashd.socket`");
-        assert_eq!(start(&gone, None), "start one with `fdstashd --socket /run/x`");
+        assert_eq!(start(&gone, None), by_hand);
         assert_eq!(
             start(&refused, None),
-            "the daemon that was there has ended: start one with `fdstashd --socket /run/x`"
+            format!("the daemon that was there has ended: {by_hand}")
         );
+        assert!(on_reaching(folder.path(), &refused, None).starts_with("that is no socket"));
         assert_eq!(unit_for(Path::new("/tmp/stash")), None);
     }
 }

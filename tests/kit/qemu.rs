@@ -4,6 +4,8 @@
 //! before the program's name that it needs may stand in front of it, parted by blanks:
 //! `QEMU='chroot /srv/testing qemu-system-x86_64' cargo test --package fdstash-tests --test qemu_facts`.
 //! It must see the same temporary folder, and run in the same process and user namespaces.
+//!
+//! It stays one file: a QEMU and the monitor by which all is said to it.
 
 use std::{
     collections::BTreeSet,

@@ -80,8 +80,8 @@ fn lines(info: &Info, figures: &Statistics) -> [(&'static str, String); 7] {
         ("daemon", plain(&format!("{} {}", info.product, info.version))),
         ("entries", format!("{entries} of at most {max_entries}")),
         ("they outlive", survives.to_owned()),
-        ("came back", format!("{} times, after crashes and upgrades", figures.restores)),
         ("connections", format!("{connections}, {transactions} of them in a transaction")),
+        ("came back", format!("{} times, after crashes and upgrades", figures.restores)),
         (
             "since then",
             format!(
