@@ -78,6 +78,31 @@ fn where_no_daemon_is_or_answers_a_shell_is_told_nothing_and_soon() {
     assert!(!complete(&silent).contains("name\t"));
 }
 
+#[test]
+fn bash_carries_nothing_out_that_stands_in_a_name() {
+    let daemon = Daemon::spawn();
+    let null = File::open("/dev/null").unwrap();
+    let names = ["single';touch ran;'", "double$(touch ran)`touch ran`"];
+    daemon.client().give(&names.map(|name| gift(name, &null))).unwrap();
+    let count = || daemon.client().list(&pattern("*")).unwrap().len();
+    let mut terminal = Terminal::start(
+        &Shell {
+            program: &["bash", "--noprofile", "--norc"],
+            load: ". <(fdstash completions bash)",
+            prompt: "PS1='REA''DY> '",
+        },
+        &daemon,
+    );
+
+    for (quote, begin, left) in [("'", "si", 1), ("\"", "do", 0)] {
+        terminal.types(&format!("fdstash close {quote}{begin}\t"), "touch ran");
+        terminal.enters();
+        wait_until(LONG, || count() == left);
+    }
+
+    assert!(!daemon.path("ran").exists());
+}
+
 /// A shell, what loads the completion in it, and what gives it a prompt that a test can wait for.
 struct Shell<'a> {
     program: &'a [&'a str],

@@ -148,6 +148,19 @@ fn a_program_that_was_replaced_is_told_until_the_daemon_runs_it() {
 }
 
 #[test]
+fn what_is_to_be_typed_has_nothing_carried_out_that_stands_in_a_name() {
+    let daemon = Daemon::spawn();
+    let gone = file(daemon.path("gone"), "");
+    daemon.client().give(&[gift("a; touch ran", &gone)]).unwrap();
+    fs::remove_file(daemon.path("gone")).unwrap();
+
+    let found = finds(&daemon, 0);
+
+    let advice: Vec<_> = found.iter().map(|finding| finding["do"].as_str().unwrap()).collect();
+    assert!(advice.iter().any(|it| it.starts_with("fdstash show 'a; touch ran';")), "{advice:?}");
+}
+
+#[test]
 fn entries_that_are_not_what_they_were_are_told() {
     let daemon = Daemon::spawn();
     let kept = ["drifted", "gone", "replaced"].map(|text| (text, file(daemon.path(text), "")));

@@ -410,6 +410,75 @@ for name, more in [('dropped', ''), ('kept', '\\nFDPOLL=0')]:
 }
 
 #[test]
+fn a_store_takes_all_where_a_process_may_have_few_files_open() {
+    let daemon = Daemon::spawn();
+    let script = "
+import resource
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200
+for message in range(8):
+    new = [os.memfd_create('') for _ in range(100)]
+    store('n', *new)
+    for fd in new: os.close(fd)
+barrier()
+";
+    let service = service(&daemon, &["--store", "s", "--store-max", "1000"], script);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -Sn 200; exec \"$@\"", "sh"]);
+    shell.arg(service.get_program()).args(service.get_args());
+    shell.env("FDSTASH_SOCKET", daemon.socket());
+
+    works(&mut shell);
+
+    assert_eq!(listed(&mut daemon.client()).len(), 800);
+}
+
+#[test]
+fn a_store_below_another_is_not_the_others() {
+    let daemon = Daemon::spawn();
+    let inner =
+        "store('a', os.memfd_create('')); barrier(); print(flush=True); sys.stdin.readline()";
+    let mut below = service(&daemon, &["--store", "s/below"], inner);
+    let mut below = below.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    line(&mut BufReader::new(below.stdout.take().unwrap()));
+    let outer = "print(passed()); daemon.notify('FDSTOREREMOVE=1\\nFDNAME=a')";
+
+    let said = works(&mut service(&daemon, &["--store", "s"], outer));
+
+    assert_eq!(said, "[]\n");
+    assert!(listed(&mut daemon.client()).contains(&"s/below/a".to_owned()));
+    drop(below.stdin.take());
+    assert!(below.wait().unwrap().success());
+}
+
+#[test]
+fn what_is_in_a_transaction_is_in_nobodys_way_and_is_removed_behind_it() {
+    let daemon = Daemon::spawn();
+    let script = "
+event = os.eventfd(0)
+store('a', event); barrier(); print('stored', flush=True); sys.stdin.readline()
+store('b', os.eventfd(0)); store('c', event); barrier(); print('stored', flush=True)
+daemon.notify('FDSTOREREMOVE=1\\nFDNAME=a'); barrier(); print('removed', flush=True)
+";
+    let mut service = service(&daemon, &["--store", "s"], script);
+    let mut service = service.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(service.stdout.take().unwrap());
+    assert_eq!(line(&mut stdout), "stored");
+    let mut client = daemon.client();
+    let mut transaction = client.transaction().unwrap();
+    transaction.copy(&kit::names(["s/a"])).unwrap();
+
+    service.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(line(&mut stdout), "stored");
+    let stored = listed(&mut daemon.client());
+    transaction.rollback();
+
+    assert_eq!(line(&mut stdout), "removed");
+    assert!(service.wait().unwrap().success());
+    assert_eq!(stored, ["s/.run", "s/a", "s/b", "s/c"]);
+    assert_eq!(listed(&mut daemon.client()), ["s/b", "s/c"]);
+}
+
+#[test]
 fn a_store_takes_so_many_and_says_when_it_is_full() {
     let daemon = Daemon::spawn();
     let script = "

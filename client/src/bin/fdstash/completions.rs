@@ -261,18 +261,21 @@ fn words_before_command(words: &[OsString]) -> Option<usize> {
 enum Quoting {
     /// Anything that a shell would take for its own, behind a backslash.
     Backslashes,
-    /// As it is: the shell quotes it, or it stands in quotes.
+    /// Within quotes that the word has begun with, which bash leaves alone: what is found behind them, as
+    /// a name that another user has chosen, must neither end them nor be carried out.
+    Double,
+    Single,
+    /// As it is: the shell quotes it.
     AsItIs,
 }
 
 impl Quoting {
     fn of(shell: Shell, word: Option<&OsString>) -> Self {
-        let quotes = word.is_some_and(|word| {
-            word.as_bytes().starts_with(b"'") || word.as_bytes().starts_with(b"\"")
-        });
-        match shell {
-            Shell::Bash if !quotes => Self::Backslashes,
-            Shell::Bash | Shell::Zsh | Shell::Fish => Self::AsItIs,
+        match (shell, word.and_then(|word| word.as_bytes().first())) {
+            (Shell::Bash, Some(b'"')) => Self::Double,
+            (Shell::Bash, Some(b'\'')) => Self::Single,
+            (Shell::Bash, Some(_) | None) => Self::Backslashes,
+            (Shell::Zsh | Shell::Fish, Some(_) | None) => Self::AsItIs,
         }
     }
 
@@ -282,6 +285,24 @@ impl Quoting {
         };
         match self {
             Self::AsItIs => value.to_vec(),
+            Self::Single => {
+                let parts: Vec<_> = value.split(|byte| *byte == b'\'').collect();
+                let mut quoted = parts.join(&b"'\\''"[..]);
+                // What ends in a quote bash takes for ended.
+                if value.ends_with(b"'") {
+                    quoted.pop();
+                }
+                quoted
+            }
+            Self::Double => {
+                let quoted = value.iter().flat_map(|byte| match byte {
+                    b'"' | b'\\' | b'$' | b'`' => vec![b'\\', *byte],
+                    // No backslash within the quotes takes its meaning from it.
+                    b'!' => b"\"'!'\"".to_vec(),
+                    byte => vec![*byte],
+                });
+                quoted.collect()
+            }
             Self::Backslashes => {
                 let quoted = value.iter().flat_map(|byte| match is_safe(byte) {
                     true => vec![*byte],
@@ -350,6 +371,8 @@ mod tests {
             assert_eq!(unquoted(OsStr::new(written)), meant, "{written}");
         }
         assert_eq!(Quoting::Backslashes.quoted(b"a b$*'"), br"a\ b\$\*\'");
+        assert_eq!(Quoting::Double.quoted(br#"a"$(b)`\!"#), br#"a\"\$(b)\`\\"'!'""#);
+        assert_eq!(Quoting::Single.quoted(b"a';b;'"), br"a'\'';b;'\'");
     }
 
     #[test]

@@ -207,5 +207,8 @@ fn origin(door: &Door, tried: &Path) -> &'static str {
 
 /// Writes a line to standard error; where that is gone, there is nobody left to tell.
 fn complain(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "fdstash: {line}");
+    let line = line.to_string();
+    // A peer's words must not steer the terminal.
+    let lines: Vec<_> = line.lines().map(words::plain).collect();
+    let _ = writeln!(io::stderr(), "fdstash: {}", lines.join("\n"));
 }

@@ -8,7 +8,10 @@ use std::{
 use fdstash::Entry;
 
 use super::Finding;
-use crate::show::path::{Path, path_of};
+use crate::{
+    show::path::{Path, path_of},
+    words::quoted,
+};
 
 /// How many are told by name.
 const MOST: usize = 5;
@@ -26,7 +29,7 @@ pub(crate) fn look(entries: &[Entry]) -> Vec<Finding> {
         findings.push(Finding::wrong(
             format!("somebody has changed the flags of {}", several(&drifted)),
             "a program that has the same open file: what is written without O_APPEND may overwrite, and so on",
-            format!("fdstash show {}; then a reopen without options, which opens it as it was given", drifted[0]),
+            format!("fdstash show {}; then a reopen without options, which opens it as it was given", quoted(drifted[0])),
         ));
     }
     let stands = |wanted: Path| {
@@ -37,14 +40,14 @@ pub(crate) fn look(entries: &[Entry]) -> Vec<Finding> {
         findings.push(Finding::note(
             format!("nothing stands any more where {} was opened", several(&gone)),
             "the file was deleted or renamed, and is kept all the same: its space is not free",
-            format!("fdstash show {}; and fdstash close, if nobody needs it", gone[0]),
+            format!("fdstash show {}; and fdstash close, if nobody needs it", quoted(gone[0])),
         ));
     }
     if !replaced.is_empty() {
         findings.push(Finding::note(
             format!("another file stands where {} was opened", several(&replaced)),
             "a log that was rotated, or an image that was put in its place: what is kept is the old one",
-            format!("fdstash show {}; to keep the new one give it anew", replaced[0]),
+            format!("fdstash show {}; to keep the new one give it anew", quoted(replaced[0])),
         ));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

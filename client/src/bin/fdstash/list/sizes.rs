@@ -3,14 +3,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use fdstash::{Entry, Kind, Name};
+
+use crate::show::path::{identity, known};
 
 /// So long a list waits for all file systems together: a dead one must not hide what is kept.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -30,9 +30,10 @@ impl Sizes {
         // A thread that waits for a dead file server ends with the process.
         thread::spawn(move || {
             for (name, path, device, inode) in files {
-                let found = fs::metadata(path).ok();
-                let found = found.filter(|found| (found.dev(), found.ino()) == (device, inode));
-                if found.is_some_and(|found| sender.send((name, found.len())).is_err()) {
+                // One that has been asked for by a request that its server has read cannot be killed.
+                let found = known(&path).ok();
+                let found = found.filter(|found| identity(found) == (device, inode));
+                if found.is_some_and(|found| sender.send((name, found.stx_size)).is_err()) {
                     return;
                 }
             }

@@ -5,10 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
         fd::{BorrowedFd, OwnedFd},
-        unix::{
-            ffi::OsStrExt,
-            fs::{FileTypeExt, PermissionsExt},
-        },
+        unix::{ffi::OsStrExt, fs::FileTypeExt},
     },
     path::{Path, PathBuf, absolute},
     str::FromStr,
@@ -22,6 +19,7 @@ use rustix::{
         getsockname, listen, socket_with,
         sockopt::{set_ipv6_v6only, set_socket_reuseaddr, socket_type},
     },
+    process::umask,
 };
 
 /// Where to listen, and with which kind of socket.
@@ -157,10 +155,13 @@ fn bind_file(socket: &OwnedFd, path: &Path, mode: Option<u32>) -> io::Result<()>
     let Some(mode) = mode else {
         return Ok(bind(socket, &address)?);
     };
-    // The mode that the kernel makes the file with, less the umask: so it never has more than this.
+    // The mode that the kernel makes the file with, less the umask. To change it by its path later could
+    // be to change another file, which whoever owns the folder has put there meanwhile.
     rustix::fs::fchmod(socket, Mode::from_raw_mode(mode))?;
-    bind(socket, &address)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    let mask = umask(Mode::empty());
+    let outcome = bind(socket, &address);
+    umask(mask);
+    Ok(outcome?)
 }
 
 fn remove_dead(path: &Path, address: &SocketAddrUnix, kind: SocketType) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use fdstash::Name;
+use fdstash::{Name, Refusal};
 use rustix::process::{Pid, geteuid, getpid};
 
 use crate::spawn::Process;
@@ -189,7 +189,7 @@ fn work(mut store: Store, manager: &Manager, waiting: &Receiver<Job>) {
     }
 }
 
-/// Does it again for as long as there is no daemon to do it.
+/// Does it again for as long as there is no daemon to do it, or a transaction has what it is about.
 fn until_reached(mut act: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut has_complained = false;
     loop {
@@ -208,7 +208,12 @@ fn until_reached(mut act: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<
 fn is_away(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<fdstash::Error>();
     error.is_some_and(|error| {
-        matches!(error, fdstash::Error::NoDaemon { .. } | fdstash::Error::ConnectionLost { .. })
+        matches!(
+            error,
+            fdstash::Error::NoDaemon { .. }
+                | fdstash::Error::ConnectionLost { .. }
+                | fdstash::Error::Refused(Refusal::Busy { .. })
+        )
     })
 }
 

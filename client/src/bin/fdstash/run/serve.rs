@@ -11,10 +11,11 @@ use std::{
 use anyhow::Context;
 use rustix::{
     io::Errno,
-    process::{Pid, WaitOptions, getpid, set_child_subreaper, wait},
+    process::{Pid, Resource, WaitOptions, getpid, getrlimit, set_child_subreaper, wait},
 };
 
 use crate::{
+    arrival::raise_open_files,
     spawn::{NotRunning, Seats, exit_code_of, spawn},
     stage,
 };
@@ -37,7 +38,10 @@ pub(super) fn serve(words: &[OsString], passed: Passed, store: Store) -> anyhow:
     // What the service leaves behind becomes our child, and so is known to be of it.
     set_child_subreaper(Some(getpid())).context("could not become a reaper of orphans")?;
     let inherited = Inherited::from_env();
-    let mut command = stage::command(words);
+    // What waits for the daemon takes more than the usual 1024, and is lost where there is no room.
+    let files = getrlimit(Resource::Nofile).current;
+    raise_open_files();
+    let mut command = stage::command(words, files);
     variables::set(&mut command, &inherited, &passed.names);
     command.env("NOTIFY_SOCKET", place.path()).env("FDSTORE", store.most().to_string());
     let running = match spawn(command, passed.fds, Seats::From(inherited.next())) {

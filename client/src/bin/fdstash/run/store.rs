@@ -199,8 +199,10 @@ impl Store {
         while !new.is_empty() {
             let gifts = self.gifts(called, close_on_hangup, &new, &taken)?;
             match self.client.give_new(&gifts) {
-                // Somebody else's, which does not exist for us.
-                Err(fdstash::Error::Refused(Refusal::AlreadyExists { name })) => {
+                // Somebody else's, which does not exist for us, or not yet.
+                Err(fdstash::Error::Refused(
+                    Refusal::AlreadyExists { name } | Refusal::Busy { name, .. },
+                )) => {
                     taken.insert(Name::new(&name)?);
                 }
                 outcome => return Ok(outcome?),
@@ -259,6 +261,9 @@ impl Store {
                 continue;
             }
             let label = entry.labels.get(CALLED).filter(|called| Name::new(called).is_ok());
+            if is_deeper(below, label) {
+                continue;
+            }
             let called = label.map_or(below, String::as_str).to_owned();
             kept.push(Kept { entry, called });
         }
@@ -274,7 +279,9 @@ impl Store {
                 continue;
             }
             match self.client.copy(std::slice::from_ref(name)) {
-                Err(fdstash::Error::Refused(Refusal::NotFound { .. })) => {}
+                // One that is in another's transaction may leave with it: to keep one twice is better than
+                // to lose it.
+                Err(fdstash::Error::Refused(Refusal::NotFound { .. } | Refusal::Busy { .. })) => {}
                 handed => {
                     let handed = handed?;
                     let copy = handed.first().context("the daemon handed out nothing")?;
@@ -289,6 +296,17 @@ impl Store {
         }
         Ok(false)
     }
+}
+
+/// Whether what stands below a prefix is of a store whose prefix is longer: its names begin with what is
+/// called so only behind that. The lock has nothing that says what it is called.
+fn is_deeper(below: &str, label: Option<&String>) -> bool {
+    let Some(called) = label else {
+        return below.strip_suffix(LOCK).is_some_and(|before| before.ends_with('/'));
+    };
+    // Of a long one the end makes room for the number.
+    let begin = below.rsplit_once('#').map_or(below, |(begin, _)| begin);
+    !below.starts_with(called.as_str()) && !called.starts_with(begin)
 }
 
 fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
@@ -312,6 +330,21 @@ mod tests {
         });
 
         assert_eq!(names, ["web/conn", "web/conn#2", "web/conn#3"]);
+    }
+
+    #[test]
+    fn what_a_store_with_a_longer_prefix_has_is_its_own() {
+        for (below, called, expected) in [
+            ("conn", Some("conn"), false),
+            ("conn#2", Some("conn"), false),
+            ("a/conn", Some("a/conn"), false),
+            ("con#12", Some("conn-that-is-long"), false),
+            ("by-hand", None, false),
+            ("a/conn", Some("conn"), true),
+            ("a/.run", None, true),
+        ] {
+            assert_eq!(is_deeper(below, called.map(str::to_owned).as_ref()), expected, "{below}");
+        }
     }
 
     #[test]
