@@ -12,8 +12,10 @@ use std::{
 };
 
 use fdstash::Reopening;
-use kit::{Daemon, SOON, Systemd, call, file, gift, name, names, null, only, wait_until};
-use rustix::fs::OFlags;
+use kit::{
+    Cgroup, Daemon, SOON, Systemd, call, file, gift, name, names, null, only, skipped, wait_until,
+};
+use rustix::{fs::OFlags, process::Pid};
 use serde_json::{Value, json};
 
 const START: &str =
@@ -354,6 +356,54 @@ fn nobody_who_asks_for_metrics_holds_up_the_daemon_or_for_long_another_who_asks(
     assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
     assert!(UnixStream::connect(&at).is_ok() && !metrics(&at).is_empty());
+}
+
+#[test]
+fn metrics_take_the_place_of_no_file_that_is_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("file"), "precious").unwrap();
+    let start = |at: &Path| {
+        let program = Command::new(kit::program("fdstashd"))
+            .args(["--socket".as_ref(), path("stash").as_os_str(), "--metrics".as_ref()])
+            .arg(format!("unix:{}", at.display()))
+            .output();
+        let said = program.unwrap();
+        (said.status.code(), String::from_utf8(said.stderr).unwrap())
+    };
+
+    let (code, said) = start(&path("file"));
+
+    assert_eq!((code, fs::read_to_string(path("file")).unwrap().as_str()), (Some(1), "precious"));
+    assert!(said.contains("/file is there already and no socket"), "{said}");
+    let (_other, at, daemon) = watched();
+    let (code, said) = start(&at);
+    assert!(code == Some(1) && said.contains("somebody serves"), "{said}");
+    assert!(!metrics(&at).is_empty());
+    drop(daemon);
+}
+
+#[test]
+fn a_full_process_table_costs_the_metrics_and_nothing_else() {
+    let Some(group) = Cgroup::new("pids") else { return skipped("there are no cgroups here") };
+    let (_folder, at, daemon) = watched();
+    daemon.client().give(&[gift("disk", &null())]).unwrap();
+    assert!(!metrics(&at).is_empty());
+    let (server, keeper) = daemon.server();
+    group.add(keeper);
+    group.add(server);
+    let threads = |pid: Pid| fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).unwrap();
+    // Two threads fewer than a server has that tells metrics.
+    let all = threads(keeper).count() + threads(server).count();
+    group.set("pids.max", &(all - 2).to_string());
+
+    daemon.kill_server();
+
+    wait_until(SOON, || daemon.log().contains("there is no thread to tell metrics"));
+    only(daemon.client().copy(&names(["disk"])).unwrap());
+    assert_eq!(daemon.statistics().restores, 1);
+    group.set("pids.max", "max");
+    assert!(!metrics(&at).is_empty());
 }
 
 #[test]

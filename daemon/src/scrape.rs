@@ -8,10 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::{
         fd::OwnedFd,
-        unix::{
-            fs::DirBuilderExt,
-            net::{UnixListener, UnixStream},
-        },
+        unix::{fs::DirBuilderExt, net::UnixListener},
     },
     path::PathBuf,
     str::FromStr,
@@ -24,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use prometheus_client::{encoding::text, registry::Registry};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -33,9 +30,9 @@ use rustix::{
     net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send},
     process::umask,
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{sync::mpsc::UnboundedSender, task::spawn_local, time::sleep};
 
-use crate::{metrics::Figures, run::Input};
+use crate::{listen, metrics::Figures, run::Input};
 
 /// How many are served at a time.
 const THREADS: usize = 4;
@@ -48,6 +45,9 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// How long to rest where nobody can be served, and behind each who was.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to wait with a thread that could not be had.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The most bytes of a question.
 const MOST: usize = 8 << 10;
@@ -93,15 +93,7 @@ impl Place {
                     // If it cannot be, or is there, the rest says so.
                     let _ = DirBuilder::new().mode(0o755).create(folder);
                 }
-                if UnixStream::connect(path).is_ok() {
-                    bail!("telling the metrics at {}: another does already", path.display());
-                }
-                // What nobody listens at is what a daemon has left.
-                let is_refused =
-                    |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-                if UnixStream::connect(path).is_err_and(is_refused) {
-                    let _ = fs::remove_file(path);
-                }
+                listen::remove_dead(path, "--metrics").context("telling the metrics")?;
                 let before = umask(Mode::from_raw_mode(0o117));
                 let listener = UnixListener::bind(path);
                 umask(before);
@@ -128,7 +120,7 @@ pub(crate) struct Scrape {
 
 /// What the threads share.
 struct Shared {
-    listeners: Vec<OwnedFd>,
+    listeners: &'static [OwnedFd],
     is_open: Arc<AtomicBool>,
     inputs: UnboundedSender<Input>,
     /// What was told last, and when it was asked for.
@@ -136,30 +128,44 @@ struct Shared {
 }
 
 impl Scrape {
-    /// Begins to tell them.
-    ///
-    /// # Errors
-    ///
-    /// If there can be no thread for it.
-    pub(crate) fn start(listeners: Vec<OwnedFd>, inputs: UnboundedSender<Input>) -> Result<Self> {
-        for listener in &listeners {
-            rustix::io::ioctl_fionbio(listener, true).context("making it non-blocking")?;
-        }
+    /// Begins to tell them, as soon as there can be threads for that: what is kept does not depend on it.
+    pub(crate) fn start(listeners: &'static [OwnedFd], inputs: UnboundedSender<Input>) -> Self {
         let is_open = Arc::new(AtomicBool::new(true));
         let told = Mutex::default();
         let shared = Arc::new(Shared { listeners, is_open: Arc::clone(&is_open), inputs, told });
-        for _ in 0..THREADS {
-            let shared = Arc::clone(&shared);
-            let thread = thread::Builder::new().name("metrics".into());
-            thread.spawn(move || shared.serve()).context("starting a thread")?;
+        if !listeners.is_empty() {
+            spawn_local(start_threads(shared));
         }
-        Ok(Self { is_open })
+        Self { is_open }
     }
 
     /// Leaves those who ask to whoever goes on, or begins again.
     pub(crate) fn set_open(&self, is_open: bool) {
         self.is_open.store(is_open, Relaxed);
     }
+}
+
+/// Starts the threads, however long it takes until the machine has room for them.
+async fn start_threads(shared: Arc<Shared>) {
+    for listener in shared.listeners {
+        if let Err(error) = rustix::io::ioctl_fionbio(listener, true) {
+            return tracing::error!(%error, "telling the metrics failed");
+        }
+    }
+    let mut is_said = false;
+    for _ in 0..THREADS {
+        while let Err(error) = start_thread(Arc::clone(&shared)) {
+            if !is_said {
+                tracing::warn!(%error, "there is no thread to tell metrics, trying again");
+            }
+            is_said = true;
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+fn start_thread(shared: Arc<Shared>) -> io::Result<()> {
+    thread::Builder::new().name("metrics".into()).spawn(move || shared.serve()).map(drop)
 }
 
 impl Shared {
