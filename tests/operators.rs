@@ -15,7 +15,11 @@ use fdstash::Reopening;
 use kit::{
     Cgroup, Daemon, SOON, Systemd, call, file, gift, name, names, null, only, skipped, wait_until,
 };
-use rustix::{fs::OFlags, process::Pid};
+use rustix::{
+    fs::OFlags,
+    process::Pid,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::{Value, json};
 
 const START: &str =
@@ -95,12 +99,7 @@ fn a_log_that_nobody_reads_stops_nobody_and_what_it_missed_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("log");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let daemon = Daemon::builder()
-        .quiet()
-        .arg("--log=debug")
-        .env("LOG", &pipe)
-        .under(&["sh", "-c", "exec 2<>\"$LOG\"; exec \"$0\" \"$@\""])
-        .spawn();
+    let daemon = logs_to(&pipe);
 
     for _ in 0..2000 {
         daemon.client().statistics().unwrap();
@@ -117,6 +116,33 @@ fn a_log_that_nobody_reads_stops_nobody_and_what_it_missed_is_counted() {
         let _ = log.read_line(&mut line);
         line.contains(" messages of this log found no room and are lost\n")
     });
+}
+
+/// A daemon that says much, to a file.
+fn logs_to(file: &Path) -> Daemon {
+    Daemon::builder()
+        .quiet()
+        .arg("--log=debug")
+        .env("LOG", file)
+        .under(&["sh", "-c", "exec 2<>\"$LOG\"; exec \"$0\" \"$@\""])
+        .spawn()
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_stops_nobody() {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let terminal = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let daemon = logs_to(Path::new(&terminal));
+    let server = daemon.serving();
+
+    for _ in 0..2000 {
+        daemon.client().statistics().unwrap();
+    }
+
+    assert_eq!((daemon.serving(), daemon.statistics().restores), (server, 0));
+    drop(master);
+    daemon.client().statistics().unwrap();
 }
 
 #[test]

@@ -322,7 +322,9 @@ fn a_removal_tells_what_it_ends_and_a_purge_leaves_nothing_behind() {
     let before = systemd.works(files);
     install(&systemd);
     systemd.works("touch /etc/fdstash/policy.toml");
-    systemd.works("systemctl --quiet enable --now fdstashd-metrics.socket || systemctl restart fdstashd");
+    systemd.works(
+        "systemctl --quiet enable --now fdstashd-metrics.socket || systemctl restart fdstashd",
+    );
     assert_eq!(systemd.property(METRICS, "ActiveState"), "active");
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     systemd.client().give(&[gift("pipe", reader), gift("b", null().into())]).unwrap();
