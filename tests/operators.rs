@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use fdstash::Reopening;
+use fdstash::{Gift, Reopening};
 use kit::{
     Cgroup, Daemon, SOON, Systemd, call, file, gift, name, names, null, only, skipped, wait_until,
 };
@@ -214,6 +214,22 @@ fn only_what_has_left_is_said_to_be_taken() {
 
     only(daemon.client().take(&names(["disk"])).unwrap());
     wait_until(SOON, || audit(&daemon).iter().filter(|line| line.contains("taken")).count() == 1);
+}
+
+#[test]
+fn what_ends_with_a_server_that_is_killed_is_told() {
+    let daemon = audited();
+    let mut client = daemon.client();
+    client.give(&[gift("disk", &null())]).unwrap();
+    client.give(&[Gift { ephemeral: true, ..gift("lease", &null()) }]).unwrap();
+
+    daemon.kill_server();
+
+    wait_until(SOON, || daemon.log().contains("came back to what was kept"));
+    daemon.client().statistics().unwrap();
+    let told = audit(&daemon);
+    let closed: Vec<_> = told.iter().filter(|line| line.contains("audit=\"closed\"")).collect();
+    assert!(closed.len() == 1 && closed[0].contains(r#" name="lease" "#), "{told:?}");
 }
 
 #[test]

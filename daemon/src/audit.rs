@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fdstash_proto::{Peer, Refusal};
+use fdstash_proto::{Change, Peer, Refusal};
 use fdstash_stash::{Deed, Details};
 
 /// How much is told of a user's deeds: so many at once, and so many each second after that.
@@ -96,6 +96,14 @@ impl Audit {
                 "descriptor {}",
                 deed.as_str(),
             );
+        }
+    }
+
+    /// Tells what has ended with an earlier server.
+    pub(crate) fn ended(&mut self, ended: &[Arc<Details>]) {
+        if self.is_on {
+            let closed = |details| (Deed::Changed(Change::Closed), Arc::clone(details));
+            self.done(None, &ended.iter().map(closed).collect::<Vec<_>>());
         }
     }
 
