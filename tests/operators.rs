@@ -199,6 +199,20 @@ fn the_audit_tells_who_did_what_to_which_descriptor() {
 }
 
 #[test]
+fn no_name_of_a_file_is_too_long_for_the_audit_to_tell_who_it_was() {
+    let daemon = audited();
+    let me = rustix::process::geteuid().as_raw();
+    let deep = vec!["\u{1}".repeat(250); 15].join("/");
+    fs::create_dir_all(daemon.path(&deep)).unwrap();
+
+    let disk = file(daemon.path(&format!("{deep}/disk")), "");
+    daemon.client().give(&[gift("disk", &disk)]).unwrap();
+
+    let told = audit(&daemon);
+    assert!(told[0].contains(&format!(" uid={me} ")) && told[0].contains(" file="), "{told:?}");
+}
+
+#[test]
 fn only_what_has_left_is_said_to_be_taken() {
     let daemon = audited();
     daemon.client().give(&[gift("disk", &null())]).unwrap();
