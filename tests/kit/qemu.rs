@@ -14,6 +14,8 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use fdstash_proto::socket;
@@ -41,6 +43,12 @@ const OPERATORS: &str = "qmp";
 const TESTS: &str = "qmp-tests";
 const NBD: &str = "nbd";
 
+/// How many are started until one answers.
+const STARTS: usize = 3;
+
+/// Between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(10);
+
 impl Qemu {
     /// Starts one, and returns when it answers; none, where there is no QEMU.
     ///
@@ -55,6 +63,12 @@ impl Qemu {
             crate::skipped("there is no qemu-system-x86_64, or what the variable QEMU names");
             return None;
         }
+        // Now and then, on a busy machine, one of 7.2 never comes to serve its monitors.
+        let started = (0..STARTS).find_map(|_| Self::try_start());
+        Some(started.expect("one of several answers"))
+    }
+
+    fn try_start() -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("fdstash-qemu-").tempdir();
         let folder = folder.expect("a folder can be made");
         let mut command = program();
@@ -66,7 +80,13 @@ impl Qemu {
         }
         let log = File::create(folder.path().join("log")).expect("a log can be made");
         let process = Group::spawn(command.stdin(Stdio::null()).stderr(log));
-        let mut monitor = Monitor::connect(&folder.path().join(TESTS));
+        let mut monitor = match Monitor::connect_soon(&folder.path().join(TESTS)) {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                eprintln!("a QEMU does not answer, {error}: {}", told_of(&process, folder.path()));
+                return None;
+            }
+        };
         // Of whoever listens: a program that starts QEMU may stand between.
         let listener = socket_peercred(&monitor.stream).expect("the kernel knows who listens");
         let version = monitor.works("query-version", json!({}));
@@ -232,6 +252,15 @@ impl Qemu {
     }
 }
 
+/// What can be seen of a QEMU from outside.
+fn told_of(process: &Group, folder: &Path) -> String {
+    let proc = PathBuf::from(format!("/proc/{}", process.pid().as_raw_pid()));
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let status = read(proc.join("status"));
+    let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("ended");
+    format!("{state}, in {}; it said {:?}", read(proc.join("wchan")), read(folder.join("log")))
+}
+
 /// The program to start, with what stands in front of it.
 fn program() -> Command {
     let words = env::var("QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
@@ -256,12 +285,17 @@ impl Monitor {
     /// If no monitor answers there soon.
     #[must_use]
     pub fn connect(socket: &Path) -> Self {
-        let mut connected = Err(io::ErrorKind::NotFound.into());
-        wait_until(SOON, || {
-            connected = Self::try_connect(socket);
-            connected.is_ok()
-        });
-        connected.expect("it was waited for")
+        Self::connect_soon(socket).expect("a monitor answers")
+    }
+
+    fn connect_soon(socket: &Path) -> io::Result<Self> {
+        let until = Instant::now() + SOON;
+        loop {
+            match Self::try_connect(socket) {
+                Err(_) if Instant::now() < until => thread::sleep(PAUSE),
+                outcome => return outcome,
+            }
+        }
     }
 
     fn try_connect(socket: &Path) -> io::Result<Self> {
