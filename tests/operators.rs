@@ -401,7 +401,7 @@ fn the_figures_add_up_over_the_death_of_a_server_and_an_upgrade() {
 fn nobody_who_asks_for_metrics_holds_up_the_daemon_or_for_long_another_who_asks() {
     let (_folder, at, daemon) = watched();
 
-    let silent: Vec<_> = (0..30).map(|_| UnixStream::connect(&at).unwrap()).collect();
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&at).unwrap()).collect();
     let mut chatty = UnixStream::connect(&at).unwrap();
     let _ = chatty.write_all(&[b'x'; 64 << 10]);
     daemon.client().statistics().unwrap();

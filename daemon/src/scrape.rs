@@ -1,6 +1,7 @@
 //! Telling the metrics, over HTTP, on a Unix socket or a port of this machine alone: threads of their own,
-//! each of which serves one who asks after the other, for a second each at most. So nobody who asks can
-//! hold up the loop, which is asked for its figures once a second and no more often.
+//! each of which serves one who asks after the other, for a second each at most, and for less where others
+//! wait. So nobody who asks can hold up the loop, which is asked for its figures once a second and no more
+//! often.
 
 use std::{
     fs::{self, DirBuilder},
@@ -39,6 +40,9 @@ const THREADS: usize = 4;
 
 /// How long one may take to ask and to read.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same where others wait: who asks has mostly done so by the time that it is its turn.
+const HURRY: Duration = Duration::from_millis(20);
 
 /// How old the figures may be that are told.
 const FRESH: Duration = Duration::from_secs(1);
@@ -188,8 +192,7 @@ impl Shared {
     }
 
     fn answer(&self, socket: &OwnedFd) -> io::Result<()> {
-        let until = Instant::now() + PATIENCE;
-        let question = read_question(socket, until)?;
+        let question = read_question(socket, self.until())?;
         let (status, kind, body) = match asked_for(&question) {
             Asked::Metrics => match self.text() {
                 Some(text) => ("200 OK", OPEN_METRICS, text),
@@ -202,7 +205,16 @@ impl Shared {
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
         );
-        write(socket, (head + &body).as_bytes(), until)
+        write(socket, (head + &body).as_bytes(), self.until())
+    }
+
+    /// Until when somebody may ask, or read.
+    fn until(&self) -> Instant {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let asks = |listener| PollFd::new(listener, PollFlags::IN);
+        let mut others: Vec<_> = self.listeners.iter().map(asks).collect();
+        let do_others_wait = poll(&mut others, Some(&now)).is_ok_and(|count| count > 0);
+        Instant::now() + if do_others_wait { HURRY } else { PATIENCE }
     }
 
     /// The metrics as they are, or were less than [`FRESH`] ago.
