@@ -31,7 +31,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
-  # bash, for this user; `make install` does it for all:
+  # bash, for this user (`make install` and the package do it for all):
+  mkdir -p ~/.local/share/bash-completion/completions
   fdstash completions bash > ~/.local/share/bash-completion/completions/fdstash
   # bash, for this shell alone:
   . <(fdstash completions bash)
@@ -42,7 +43,7 @@ Examples:
 Names of entries are asked of the daemon that --socket on the line says, or FDSTASH_SOCKET. Where
 it does not answer at once, there are none.";
 
-/// Write what has a shell complete commands, options and names of entries
+/// Write the script with which a shell completes commands, options and names of entries
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Completions {

@@ -22,7 +22,7 @@ use crate::{Door, words::plain};
 const EXAMPLES: &str = "\
 Examples:
   fdstash doctor
-  sudo fdstash doctor                   # sees more: the daemon's program, and the entries of everybody
+  sudo fdstash doctor                   # sees more: the daemon's program, everybody's entries
   fdstash doctor --socket /tmp/stash    # of a daemon that somebody started there
   fdstash doctor --json | jq -r .do
 

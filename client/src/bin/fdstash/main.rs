@@ -36,7 +36,7 @@ use std::{
     error::Error,
     fmt,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -191,16 +191,17 @@ fn report(error: &anyhow::Error, door: &Door) -> ExitCode {
     if let Some(advice) = refused.advice() {
         complain(format_args!("{advice}"));
     }
-    let is_nobody_there = matches!(refused, fdstash::Error::NoDaemon { .. });
-    if is_nobody_there {
-        complain(format_args!("{}`fdstash doctor` looks for what is wrong", origin(door)));
-    }
-    ExitCode::from(if is_nobody_there { NO_DAEMON } else { REFUSED })
+    let fdstash::Error::NoDaemon { socket, .. } = refused else {
+        return ExitCode::from(REFUSED);
+    };
+    complain(format_args!("{}`fdstash doctor` looks for what is wrong", origin(door, socket)));
+    ExitCode::from(NO_DAEMON)
 }
 
-/// Where it stands which socket that is, if somebody may have forgotten it.
-fn origin(door: &Door) -> &'static str {
-    let is_set = env::var_os("FDSTASH_SOCKET").is_some_and(|socket| !socket.is_empty());
+/// Where it stands which socket that is, if somebody may have forgotten it. A command may have tried
+/// another one, as that which a transfer goes to.
+fn origin(door: &Door, tried: &Path) -> &'static str {
+    let is_set = env::var_os("FDSTASH_SOCKET").is_some_and(|socket| socket == tried.as_os_str());
     if is_set && !door.is_named() { "the socket is that of $FDSTASH_SOCKET; " } else { "" }
 }
 

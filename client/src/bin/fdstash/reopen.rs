@@ -47,27 +47,27 @@ pub(crate) struct Reopen {
     hand_out: Option<AccessWord>,
 
     /// Past the page cache (O_DIRECT)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     direct: Option<Switch>,
 
     /// Each write waits for the disk (O_SYNC)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     sync: Option<Switch>,
 
     /// Each write waits for its data to be on the disk (O_DSYNC)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     dsync: Option<Switch>,
 
     /// Each write goes to the end (O_APPEND)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     append: Option<Switch>,
 
     /// Do not wait for reads and writes (O_NONBLOCK)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     nonblock: Option<Switch>,
 
     /// Leave the time of last access alone (O_NOATIME)
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     noatime: Option<Switch>,
 
     /// Open what stands at this path now, not the file that is kept; for those alone whom

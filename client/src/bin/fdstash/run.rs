@@ -80,7 +80,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N", default_value_t = 512, requires = "store")]
     store_max: usize,
 
-    /// Pass also what this user has given (may be repeated) [default: only what you or root has]
+    /// Pass also what this user has given (may be repeated) [default: only what you or root
+    /// has given]
     #[arg(long = "trust", value_name = "UID")]
     trusted: Vec<u32>,
 

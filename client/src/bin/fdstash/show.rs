@@ -35,10 +35,10 @@ Examples:
   sudo fdstash show vm7-disk0                    # and who of all processes holds it
   fdstash show vm7-disk0 --json | jq .holders.same
 
-It takes a copy of the entry for a moment, looks at that and at /proc, and closes it. `held by` are
-those with a duplicate of the very open file that is kept: they share its offset, its flags and its
-locks. `same file` are those that have opened it on their own. Of other users' processes only root can
-see what they hold, and what is on its way in a socket nobody sees.";
+It takes a copy of the entry for a moment, looks at that and at /proc, and closes it. \"held by\" says
+who has a duplicate of the very open file that is kept: they share its offset, its flags and its
+locks. \"same file\" says who has opened it on their own. Of other users' processes only root can see
+what they hold, and what is on its way in a socket nobody sees.";
 
 /// Show all that can be known of an entry, and who else holds it
 #[derive(Args)]

@@ -149,7 +149,10 @@ impl Transfer {
             ));
         }
         if names.is_empty() {
-            bail!("there is nothing to move at {}", self.from.display());
+            let from = self.from.display();
+            bail!(
+                "there is nothing to move at {from}: `fdstash --socket {from} list` shows what is there"
+            );
         }
         for name in &names {
             self.renaming.rename(name.as_str())?;

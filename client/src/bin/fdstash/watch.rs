@@ -27,7 +27,10 @@ Examples:
 
 The first line says that the watch stands: the heading, or {} with --json. Each event is a line, with
 the local time at which it was told. Where the daemon is gone, the watch waits for it until it is
-stopped (Ctrl-C), and says so; what changed meanwhile is not told, and with --json {} comes again.";
+stopped (Ctrl-C), and says so; what changed meanwhile is not told, and with --json {} comes again.
+
+CHANGE: given; replaced, by what was given under its name; taken; closed; reopened; expired; hung_up,
+since its other end was gone.";
 
 /// Show every change as it happens
 #[derive(Args)]

@@ -78,14 +78,14 @@ pub(super) struct Attach {
     extents: Vec<String>,
 
     /// Past the host's page cache, for all files
-    #[arg(long, default_value = "off")]
+    #[arg(long, value_name = "on|off", hide_possible_values = true, default_value = "off")]
     direct: Switch,
 
     /// Only for reading. Backing files always are.
-    #[arg(long, default_value = "off")]
+    #[arg(long, value_name = "on|off", hide_possible_values = true, default_value = "off")]
     read_only: Switch,
 
-    /// Attach also what this user has given (may be repeated) [default: only what you or root has]
+    /// Attach also what this user has given (may be repeated) [default: what you or root gave]
     #[arg(long = "trust", value_name = "UID")]
     trusted: Vec<u32>,
 

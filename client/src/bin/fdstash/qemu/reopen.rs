@@ -44,6 +44,10 @@ use crate::{
     words::{Switch, plain},
 };
 
+const USAGE: &str = "\
+fdstash qemu reopen [OPTIONS] --qmp <SOCKET> --node <NODE>
+       fdstash qemu reopen [OPTIONS] --libvirt <URI> --domain <DOMAIN> --disk <TARGET>";
+
 const EXAMPLES: &str = "\
 Examples:
   fdstash qemu reopen --qmp /run/vm7.qmp --node disk0 --direct on
@@ -65,18 +69,18 @@ QEMU must have opened them from sets of descriptors (/dev/fdset/N), a set for ea
 
 /// Have QEMU go over to newly opened files of an image, while its guest runs
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(super) struct Reopen {
     #[command(flatten)]
     site: Site,
 
     /// Past the host's page cache, or through it [default: as it is]
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     direct: Option<Switch>,
 
     /// Only for reading, or for writing too [default: as it is]. The files below the topmost image
     /// always are only for reading.
-    #[arg(long)]
+    #[arg(long, value_name = "on|off", hide_possible_values = true)]
     read_only: Option<Switch>,
 
     /// The files of the backing images too, not only those of the topmost

@@ -24,6 +24,10 @@ use crate::{
     words::{flags, plain},
 };
 
+const USAGE: &str = "\
+fdstash qemu status [OPTIONS] --qmp <SOCKET> [--node <NODE>]
+       fdstash qemu status [OPTIONS] --libvirt <URI> --domain <DOMAIN> --disk <TARGET>";
+
 const EXAMPLES: &str = "\
 Examples:
   fdstash qemu status --qmp /run/vm7.qmp
@@ -36,13 +40,13 @@ QEMU may have less access than the stash keeps: a file that QEMU only reads is h
 and kept read-write, so that it can be written again. Of a VMDK QEMU has a rewritten copy of its
 descriptor, and the stash keeps what was given.
 
-FDS is how many descriptors the node's set has that fit it. More than one are left over from a
-reopen that was cut off, or from any while the guest is stopped (QEMU 7.2 closes none meanwhile);
-the next reopen removes them.";
+SET is the number of the set of descriptors (fdset) from which QEMU has opened the file, and FDS how
+many descriptors in it fit the node. More than one are left over from a reopen that was cut off, or
+from any while the guest is stopped (QEMU 7.2 closes none meanwhile); the next reopen removes them.";
 
 /// Show the nodes of an image, or of all, as QEMU has them and as the stash keeps their files
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(super) struct Status {
     #[command(flatten)]
     site: Site,
