@@ -11,9 +11,15 @@ use std::{
     process::{Command, Stdio},
 };
 
-use fdstash::Reopening;
-use kit::{Daemon, SOON, Systemd, call, file, gift, name, names, null, only, wait_until};
-use rustix::fs::OFlags;
+use fdstash::{Gift, Reopening};
+use kit::{
+    Cgroup, Daemon, SOON, Systemd, call, file, gift, name, names, null, only, skipped, wait_until,
+};
+use rustix::{
+    fs::OFlags,
+    process::Pid,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::{Value, json};
 
 const START: &str =
@@ -93,12 +99,7 @@ fn a_log_that_nobody_reads_stops_nobody_and_what_it_missed_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("log");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let daemon = Daemon::builder()
-        .quiet()
-        .arg("--log=debug")
-        .env("LOG", &pipe)
-        .under(&["sh", "-c", "exec 2<>\"$LOG\"; exec \"$0\" \"$@\""])
-        .spawn();
+    let daemon = logs_to(&pipe);
 
     for _ in 0..2000 {
         daemon.client().statistics().unwrap();
@@ -115,6 +116,33 @@ fn a_log_that_nobody_reads_stops_nobody_and_what_it_missed_is_counted() {
         let _ = log.read_line(&mut line);
         line.contains(" messages of this log found no room and are lost\n")
     });
+}
+
+/// A daemon that says much, to a file.
+fn logs_to(file: &Path) -> Daemon {
+    Daemon::builder()
+        .quiet()
+        .arg("--log=debug")
+        .env("LOG", file)
+        .under(&["sh", "-c", "exec 2<>\"$LOG\"; exec \"$0\" \"$@\""])
+        .spawn()
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_stops_nobody() {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let terminal = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let daemon = logs_to(Path::new(&terminal));
+    let server = daemon.serving();
+
+    for _ in 0..2000 {
+        daemon.client().statistics().unwrap();
+    }
+
+    assert_eq!((daemon.serving(), daemon.statistics().restores), (server, 0));
+    drop(master);
+    daemon.client().statistics().unwrap();
 }
 
 #[test]
@@ -171,6 +199,20 @@ fn the_audit_tells_who_did_what_to_which_descriptor() {
 }
 
 #[test]
+fn no_name_of_a_file_is_too_long_for_the_audit_to_tell_who_it_was() {
+    let daemon = audited();
+    let me = rustix::process::geteuid().as_raw();
+    let deep = vec!["\u{1}".repeat(250); 15].join("/");
+    fs::create_dir_all(daemon.path(&deep)).unwrap();
+
+    let disk = file(daemon.path(&format!("{deep}/disk")), "");
+    daemon.client().give(&[gift("disk", &disk)]).unwrap();
+
+    let told = audit(&daemon);
+    assert!(told[0].contains(&format!(" uid={me} ")) && told[0].contains(" file="), "{told:?}");
+}
+
+#[test]
 fn only_what_has_left_is_said_to_be_taken() {
     let daemon = audited();
     daemon.client().give(&[gift("disk", &null())]).unwrap();
@@ -186,6 +228,22 @@ fn only_what_has_left_is_said_to_be_taken() {
 
     only(daemon.client().take(&names(["disk"])).unwrap());
     wait_until(SOON, || audit(&daemon).iter().filter(|line| line.contains("taken")).count() == 1);
+}
+
+#[test]
+fn what_ends_with_a_server_that_is_killed_is_told() {
+    let daemon = audited();
+    let mut client = daemon.client();
+    client.give(&[gift("disk", &null())]).unwrap();
+    client.give(&[Gift { ephemeral: true, ..gift("lease", &null()) }]).unwrap();
+
+    daemon.kill_server();
+
+    wait_until(SOON, || daemon.log().contains("came back to what was kept"));
+    daemon.client().statistics().unwrap();
+    let told = audit(&daemon);
+    let closed: Vec<_> = told.iter().filter(|line| line.contains("audit=\"closed\"")).collect();
+    assert!(closed.len() == 1 && closed[0].contains(r#" name="lease" "#), "{told:?}");
 }
 
 #[test]
@@ -343,7 +401,7 @@ fn the_figures_add_up_over_the_death_of_a_server_and_an_upgrade() {
 fn nobody_who_asks_for_metrics_holds_up_the_daemon_or_for_long_another_who_asks() {
     let (_folder, at, daemon) = watched();
 
-    let silent: Vec<_> = (0..30).map(|_| UnixStream::connect(&at).unwrap()).collect();
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&at).unwrap()).collect();
     let mut chatty = UnixStream::connect(&at).unwrap();
     let _ = chatty.write_all(&[b'x'; 64 << 10]);
     daemon.client().statistics().unwrap();
@@ -354,6 +412,54 @@ fn nobody_who_asks_for_metrics_holds_up_the_daemon_or_for_long_another_who_asks(
     assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
     assert!(UnixStream::connect(&at).is_ok() && !metrics(&at).is_empty());
+}
+
+#[test]
+fn metrics_take_the_place_of_no_file_that_is_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("file"), "precious").unwrap();
+    let start = |at: &Path| {
+        let program = Command::new(kit::program("fdstashd"))
+            .args(["--socket".as_ref(), path("stash").as_os_str(), "--metrics".as_ref()])
+            .arg(format!("unix:{}", at.display()))
+            .output();
+        let said = program.unwrap();
+        (said.status.code(), String::from_utf8(said.stderr).unwrap())
+    };
+
+    let (code, said) = start(&path("file"));
+
+    assert_eq!((code, fs::read_to_string(path("file")).unwrap().as_str()), (Some(1), "precious"));
+    assert!(said.contains("/file is there already and no socket"), "{said}");
+    let (_other, at, daemon) = watched();
+    let (code, said) = start(&at);
+    assert!(code == Some(1) && said.contains("somebody serves"), "{said}");
+    assert!(!metrics(&at).is_empty());
+    drop(daemon);
+}
+
+#[test]
+fn a_full_process_table_costs_the_metrics_and_nothing_else() {
+    let Some(group) = Cgroup::new("pids") else { return skipped("there are no cgroups here") };
+    let (_folder, at, daemon) = watched();
+    daemon.client().give(&[gift("disk", &null())]).unwrap();
+    assert!(!metrics(&at).is_empty());
+    let (server, keeper) = daemon.server();
+    group.add(keeper);
+    group.add(server);
+    let threads = |pid: Pid| fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).unwrap();
+    // Two threads fewer than a server has that tells metrics.
+    let all = threads(keeper).count() + threads(server).count();
+    group.set("pids.max", &(all - 2).to_string());
+
+    daemon.kill_server();
+
+    wait_until(SOON, || daemon.log().contains("there is no thread to tell metrics"));
+    only(daemon.client().copy(&names(["disk"])).unwrap());
+    assert_eq!(daemon.statistics().restores, 1);
+    group.set("pids.max", "max");
+    assert!(!metrics(&at).is_empty());
 }
 
 #[test]

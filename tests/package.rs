@@ -21,6 +21,7 @@ use rustix::{io::Errno, pipe::PipeFlags};
 use serde_json::{Value, json};
 
 const SERVICE: &str = "fdstashd.service";
+const METRICS: &str = "fdstashd-metrics.socket";
 
 /// What a program is that does what the daemon does, and is another.
 const OTHER: &str = "printf other >>usr/bin/fdstashd";
@@ -321,6 +322,10 @@ fn a_removal_tells_what_it_ends_and_a_purge_leaves_nothing_behind() {
     let before = systemd.works(files);
     install(&systemd);
     systemd.works("touch /etc/fdstash/policy.toml");
+    systemd.works(
+        "systemctl --quiet enable --now fdstashd-metrics.socket || systemctl restart fdstashd",
+    );
+    assert_eq!(systemd.property(METRICS, "ActiveState"), "active");
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
     systemd.client().give(&[gift("pipe", reader), gift("b", null().into())]).unwrap();
 
@@ -331,6 +336,8 @@ fn a_removal_tells_what_it_ends_and_a_purge_leaves_nothing_behind() {
     // Nobody has the other end any more, systemd neither.
     wait_until(SOON, || rustix::io::write(&writer, b"x") == Err(Errno::PIPE));
     assert!(UnixStream::connect(systemd.socket()).is_err());
+    // Nor does who asks for metrics start it again.
+    assert_eq!(systemd.property(METRICS, "ActiveState"), "inactive");
     systemd.works("test -e /etc/fdstash/policy.toml && ! pgrep -x fdstashd");
 
     // Who disables it finds it so after an upgrade.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fdstash_proto::{Peer, Refusal};
+use fdstash_proto::{Change, Peer, Refusal};
 use fdstash_stash::{Deed, Details};
 
 /// How much is told of a user's deeds: so many at once, and so many each second after that.
@@ -22,6 +22,9 @@ const REFUSALS: Allowance = Allowance { most: 20, each_second: 1 };
 
 /// Of so many users at most each has an allowance; all others share one.
 const MOST_USERS: usize = 1024;
+
+/// So much is told of why something was refused, which may name what is longer than a line of the log.
+const SAID: usize = 1000;
 
 /// How often what was left out is told.
 pub(crate) const PAUSE: Duration = Duration::from_secs(10);
@@ -88,14 +91,23 @@ impl Audit {
                 access = facts.access.as_str(),
                 device = facts.device,
                 inode = facts.inode,
-                file = facts.target.as_deref(),
                 uid = by.map(|peer| peer.uid),
                 pid = by.map(|peer| peer.pid),
                 user = by.and_then(|peer| self.users.get(&peer.uid)).map(String::as_str),
                 giver = giver.uid,
+                // The last, since it may be longer than a line of the log.
+                file = facts.target.as_deref(),
                 "descriptor {}",
                 deed.as_str(),
             );
+        }
+    }
+
+    /// Tells what has ended with an earlier server.
+    pub(crate) fn ended(&mut self, ended: &[Arc<Details>]) {
+        if self.is_on {
+            let closed = |details| (Deed::Changed(Change::Closed), Arc::clone(details));
+            self.done(None, &ended.iter().map(closed).collect::<Vec<_>>());
         }
     }
 
@@ -104,6 +116,7 @@ impl Audit {
         if !self.is_on || !self.may_tell(peer.uid, true) {
             return;
         }
+        let said: String = refusal.to_string().chars().take(SAID).collect();
         tracing::info!(
             target: "audit",
             audit = "refused",
@@ -111,7 +124,7 @@ impl Audit {
             uid = peer.uid,
             pid = peer.pid,
             user = self.users.get(&peer.uid).map(String::as_str),
-            "{refusal}",
+            "{said}",
         );
     }
 

@@ -186,7 +186,7 @@ impl Lasting {
 
     /// The numbers of all of it, and that of the log, which this program has for itself.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = Number> {
-        let log = log::socket().map(number);
+        let log = log::way().map(number);
         self.fds().map(number).chain(self.baton.as_ref().map(number)).chain(log)
     }
 

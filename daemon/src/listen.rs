@@ -45,7 +45,7 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Place)> {
         }
     }
     let lock = lock(path)?;
-    remove_dead(path)?;
+    remove_dead(path, "--socket")?;
     // So that the socket is never there with less than its mode.
     let before = umask(Mode::from_raw_mode(0o111));
     let listener = UnixListener::bind(path);
@@ -101,12 +101,17 @@ fn is_at(file: &File, path: &Path) -> bool {
     (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
-fn remove_dead(path: &Path) -> Result<()> {
+/// Removes the socket that stands at a path, if nobody listens there any more. `option` says where to listen.
+///
+/// # Errors
+///
+/// If somebody does, or something else stands there.
+pub(crate) fn remove_dead(path: &Path, option: &str) -> Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("{} is there already and no socket: choose another --socket", path.display());
+            bail!("{} is there already and no socket: choose another {option}", path.display());
         }
         Ok(_) => {}
     }
@@ -116,7 +121,7 @@ fn remove_dead(path: &Path) -> Result<()> {
             fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
         }
         Ok(_) => bail!(
-            "somebody serves {} already: stop it first, or choose another --socket",
+            "somebody serves {} already: stop it first, or choose another {option}",
             path.display()
         ),
         Err(error) => {

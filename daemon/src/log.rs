@@ -11,7 +11,7 @@ use std::{
     fmt::{self, Write as _},
     io::{self, IsTerminal},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixDatagram,
     },
     sync::{
@@ -22,7 +22,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::fstat,
+    fs::{FileType, Mode, OFlags, fstat, open},
     net::{SendFlags, SocketAddrUnix, sendto},
     stdio::stderr,
 };
@@ -43,8 +43,9 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 /// The most bytes of a line of text: so many a pipe takes whole, or not at all. And the most of a value.
 const LONGEST: usize = 4096;
 
-/// By which the journal is told.
-static SOCKET: OnceLock<UnixDatagram> = OnceLock::new();
+/// By which the journal is told, or who reads the lines: in the second case a way of our own, on which to
+/// write never waits. Others who have standard error open do not see that of theirs.
+static WAY: OnceLock<OwnedFd> = OnceLock::new();
 
 /// How many events this process could not tell; and of how many nothing has been said yet.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -54,8 +55,11 @@ static UNTOLD: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn start(most: LevelFilter) {
     if let Some(socket) = journal() {
         // Nobody has set it before.
-        let _ = SOCKET.set(socket);
+        let _ = WAY.set(socket.into());
         return tracing_subscriber::registry().with(most).with(Journal).init();
+    }
+    if let Some(own) = own_way() {
+        let _ = WAY.set(own);
     }
     tracing_subscriber::fmt()
         .with_max_level(most)
@@ -67,10 +71,9 @@ pub(crate) fn start(most: LevelFilter) {
         .init();
 }
 
-/// The socket by which the journal is told, if it is the journal that reads. It is the daemon's own for as
-/// long as there is a process of it.
-pub(crate) fn socket() -> Option<BorrowedFd<'static>> {
-    SOCKET.get().map(AsFd::as_fd)
+/// What the log has for itself. It is the daemon's own for as long as there is a process of it.
+pub(crate) fn way() -> Option<BorrowedFd<'static>> {
+    WAY.get().map(AsFd::as_fd)
 }
 
 /// How many events this process could not tell.
@@ -89,6 +92,18 @@ fn journal() -> Option<UnixDatagram> {
     // What is empty the journal ignores.
     send(socket.as_fd(), &[]).ok()?;
     Some(socket)
+}
+
+/// Another way to where standard error leads, if that is a pipe or a terminal. A terminal says that there is
+/// room where there is some for a part of a line, and to write it all waits; and so it does on a pipe where
+/// another process has taken the room meanwhile.
+fn own_way() -> Option<OwnedFd> {
+    let file = fstat(stderr()).ok()?;
+    if FileType::from_raw_mode(file.st_mode) != FileType::Fifo && !io::stderr().is_terminal() {
+        return None;
+    }
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    open("/proc/self/fd/2", flags, Mode::empty()).ok()
 }
 
 fn send(socket: BorrowedFd<'_>, entry: &[u8]) -> io::Result<()> {
@@ -116,7 +131,7 @@ struct Journal;
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let Some(socket) = socket() else { return };
+        let Some(socket) = way() else { return };
         let mut entry = Entry::default();
         event.record(&mut entry);
         let outcome = send(socket, &entry.finish(*event.metadata().level()));
@@ -218,6 +233,10 @@ impl io::Write for Lines {
 /// Writes a line if that does not wait.
 fn write_line(event: &[u8]) -> io::Result<()> {
     let line = one_line(event);
+    if let Some(own) = way() {
+        rustix::io::write(own, &line)?;
+        return Ok(());
+    }
     let mut room = [PollFd::from_borrowed_fd(stderr(), PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     if poll(&mut room, Some(&now))? == 0 {

@@ -8,7 +8,7 @@ use fdstash_stash::{ConnectionId, Effect, Effects, Opening, Record};
 use crate::{
     descriptor::Descriptor,
     inherited::number,
-    ledger::Need,
+    ledger::{Need, ROOT},
     open::no_room,
     opener::{self, BESIDE},
     run::{Daemon, Input},
@@ -34,7 +34,10 @@ impl Daemon {
                 Effect::Unpoll(_, fd) => self.hangups.remove(&fd),
                 // Whoever drops the last one hands it to the closer.
                 Effect::Close(fds) => drop(fds),
-                Effect::Forget(names) => self.reader.forget(names),
+                Effect::Forget(by, names) => {
+                    let uid = self.seats.get(&by).map_or(ROOT, |seat| seat.account.uid());
+                    self.reader.forget(uid, names);
+                }
                 Effect::Tell { to, change, entry, fd } => self.tell(&to, change, entry, &fd),
                 Effect::Audit { by, done } => {
                     let seat = by.and_then(|by| self.seats.get(&by));

@@ -8,7 +8,6 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     descriptor::Descriptor,
-    ledger::ROOT,
     pool::{Bounds, Job, Pool},
 };
 
@@ -48,9 +47,9 @@ impl Reader {
         read.await.ok()
     }
 
-    /// Frees names, whoever had sent them.
-    pub(crate) fn forget(&self, names: Vec<Name>) {
-        self.0.push(ROOT, Work::Forget(names));
+    /// Frees names that a user had sent, in that user's turn.
+    pub(crate) fn forget(&self, uid: u32, names: Vec<Name>) {
+        self.0.push(uid, Work::Forget(names));
     }
 }
 

@@ -36,6 +36,8 @@ const TIDYING: Duration = Duration::from_secs(1);
 pub(crate) struct Left {
     replay: Replay,
     carried: Vec<Carried>,
+    /// What has ended with the connections of a server that died.
+    ended: Vec<Arc<Details>>,
     open: Inherited,
     /// All that is open for others than this daemon.
     foreign: Inherited,
@@ -51,6 +53,8 @@ pub(crate) struct Restored {
     pub(crate) effects: Effects<Descriptor>,
     /// The connections that go on.
     pub(crate) connections: Vec<Connected>,
+    /// What has ended with those that do not.
+    pub(crate) ended: Vec<Arc<Details>>,
     pub(crate) ledger: Ledger,
     /// What the service manager has been given to store, by whomever. Not dropped where this server
     /// fails: the next one comes back to that too, if there is no journal yet.
@@ -85,9 +89,10 @@ pub(crate) fn find(lasting: &Lasting, start: Start) -> Result<Left> {
     step("before the journal is read");
     let mut replay = Replay::default();
     journal::read(&lasting.journal, |line| replay.add(line)).context("reading the journal")?;
-    if start == Start::Serve {
-        replay.forget_connections();
-    }
+    let ended = match start {
+        Start::Serve => replay.forget_connections(),
+        Start::TakeOver => Vec::new(),
+    };
     if replay.is_the_first() {
         adopt(&mut replay, &mut open, &lasting.stored)?;
     }
@@ -101,7 +106,7 @@ pub(crate) fn find(lasting: &Lasting, start: Start) -> Result<Left> {
     let (bundles, closed) = (ManuallyDrop::new(bundles), unknown.len());
     close_all(unknown)?;
     step("after what nobody knew is closed");
-    Ok(Left { replay, carried, foreign: open.clone(), open, bundles, closed })
+    Ok(Left { replay, carried, ended, foreign: open.clone(), open, bundles, closed })
 }
 
 /// Closes on a thread of its own, and does not wait for ever. There is no loop yet, and no closer.
@@ -120,7 +125,7 @@ fn close_all(fds: Vec<OwnedFd>) -> Result<()> {
 
 /// Restores what is left.
 pub(crate) fn restore(left: Left, config: &Config, heart: Heart, ledger: Ledger) -> Restored {
-    let Left { replay, carried, mut open, foreign, bundles, closed } = left;
+    let Left { replay, carried, ended, mut open, foreign, bundles, closed } = left;
     let mut claim = |number: Number| open.claim(number);
     let mut connections = Vec::new();
     for carried in carried {
@@ -155,7 +160,7 @@ pub(crate) fn restore(left: Left, config: &Config, heart: Heart, ledger: Ledger)
     let (stash, effects) = Stash::restore(config.limits, Keeper::Process, replay, claim_kept);
     step("after a restore");
     let stash = ManuallyDrop::new(stash);
-    Restored { stash, effects, connections, ledger, bundles, foreign, closed, back, missing }
+    Restored { stash, effects, connections, ended, ledger, bundles, foreign, closed, back, missing }
 }
 
 /// Takes in what the service manager has kept for an earlier daemon, and leaves it there as it is.

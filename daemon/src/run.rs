@@ -129,6 +129,7 @@ impl Daemon {
             stash,
             effects,
             connections,
+            ended,
             ledger,
             bundles,
             foreign,
@@ -185,6 +186,7 @@ impl Daemon {
         daemon.borrow_mut().own =
             Own::find(lasting, &foreign).context("looking at what is open")?;
         daemon.borrow_mut().stash.set_audited(config.audit);
+        daemon.borrow_mut().audit.ended(&ended);
         daemon.borrow_mut().perform(effects);
         daemon.borrow_mut().ask_anew();
         daemon.borrow_mut().load_rules(&lasting.policy);

@@ -1,6 +1,7 @@
 //! Telling the metrics, over HTTP, on a Unix socket or a port of this machine alone: threads of their own,
-//! each of which serves one who asks after the other, for a second each at most. So nobody who asks can
-//! hold up the loop, which is asked for its figures once a second and no more often.
+//! each of which serves one who asks after the other, for a second each at most, and for less where others
+//! wait. So nobody who asks can hold up the loop, which is asked for its figures once a second and no more
+//! often.
 
 use std::{
     fs::{self, DirBuilder},
@@ -8,10 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::{
         fd::OwnedFd,
-        unix::{
-            fs::DirBuilderExt,
-            net::{UnixListener, UnixStream},
-        },
+        unix::{fs::DirBuilderExt, net::UnixListener},
     },
     path::PathBuf,
     str::FromStr,
@@ -24,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use prometheus_client::{encoding::text, registry::Registry};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -33,9 +31,9 @@ use rustix::{
     net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send},
     process::umask,
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{sync::mpsc::UnboundedSender, task::spawn_local, time::sleep};
 
-use crate::{metrics::Figures, run::Input};
+use crate::{listen, metrics::Figures, run::Input};
 
 /// How many are served at a time.
 const THREADS: usize = 4;
@@ -43,11 +41,17 @@ const THREADS: usize = 4;
 /// How long one may take to ask and to read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The same where others wait: who asks has mostly done so by the time that it is its turn.
+const HURRY: Duration = Duration::from_millis(20);
+
 /// How old the figures may be that are told.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// How long to rest where nobody can be served, and behind each who was.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to wait with a thread that could not be had.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The most bytes of a question.
 const MOST: usize = 8 << 10;
@@ -93,15 +97,7 @@ impl Place {
                     // If it cannot be, or is there, the rest says so.
                     let _ = DirBuilder::new().mode(0o755).create(folder);
                 }
-                if UnixStream::connect(path).is_ok() {
-                    bail!("telling the metrics at {}: another does already", path.display());
-                }
-                // What nobody listens at is what a daemon has left.
-                let is_refused =
-                    |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-                if UnixStream::connect(path).is_err_and(is_refused) {
-                    let _ = fs::remove_file(path);
-                }
+                listen::remove_dead(path, "--metrics").context("telling the metrics")?;
                 let before = umask(Mode::from_raw_mode(0o117));
                 let listener = UnixListener::bind(path);
                 umask(before);
@@ -128,7 +124,7 @@ pub(crate) struct Scrape {
 
 /// What the threads share.
 struct Shared {
-    listeners: Vec<OwnedFd>,
+    listeners: &'static [OwnedFd],
     is_open: Arc<AtomicBool>,
     inputs: UnboundedSender<Input>,
     /// What was told last, and when it was asked for.
@@ -136,30 +132,44 @@ struct Shared {
 }
 
 impl Scrape {
-    /// Begins to tell them.
-    ///
-    /// # Errors
-    ///
-    /// If there can be no thread for it.
-    pub(crate) fn start(listeners: Vec<OwnedFd>, inputs: UnboundedSender<Input>) -> Result<Self> {
-        for listener in &listeners {
-            rustix::io::ioctl_fionbio(listener, true).context("making it non-blocking")?;
-        }
+    /// Begins to tell them, as soon as there can be threads for that: what is kept does not depend on it.
+    pub(crate) fn start(listeners: &'static [OwnedFd], inputs: UnboundedSender<Input>) -> Self {
         let is_open = Arc::new(AtomicBool::new(true));
         let told = Mutex::default();
         let shared = Arc::new(Shared { listeners, is_open: Arc::clone(&is_open), inputs, told });
-        for _ in 0..THREADS {
-            let shared = Arc::clone(&shared);
-            let thread = thread::Builder::new().name("metrics".into());
-            thread.spawn(move || shared.serve()).context("starting a thread")?;
+        if !listeners.is_empty() {
+            spawn_local(start_threads(shared));
         }
-        Ok(Self { is_open })
+        Self { is_open }
     }
 
     /// Leaves those who ask to whoever goes on, or begins again.
     pub(crate) fn set_open(&self, is_open: bool) {
         self.is_open.store(is_open, Relaxed);
     }
+}
+
+/// Starts the threads, however long it takes until the machine has room for them.
+async fn start_threads(shared: Arc<Shared>) {
+    for listener in shared.listeners {
+        if let Err(error) = rustix::io::ioctl_fionbio(listener, true) {
+            return tracing::error!(%error, "telling the metrics failed");
+        }
+    }
+    let mut is_said = false;
+    for _ in 0..THREADS {
+        while let Err(error) = start_thread(Arc::clone(&shared)) {
+            if !is_said {
+                tracing::warn!(%error, "there is no thread to tell metrics, trying again");
+            }
+            is_said = true;
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+fn start_thread(shared: Arc<Shared>) -> io::Result<()> {
+    thread::Builder::new().name("metrics".into()).spawn(move || shared.serve()).map(drop)
 }
 
 impl Shared {
@@ -182,8 +192,7 @@ impl Shared {
     }
 
     fn answer(&self, socket: &OwnedFd) -> io::Result<()> {
-        let until = Instant::now() + PATIENCE;
-        let question = read_question(socket, until)?;
+        let question = read_question(socket, self.until())?;
         let (status, kind, body) = match asked_for(&question) {
             Asked::Metrics => match self.text() {
                 Some(text) => ("200 OK", OPEN_METRICS, text),
@@ -196,7 +205,16 @@ impl Shared {
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
         );
-        write(socket, (head + &body).as_bytes(), until)
+        write(socket, (head + &body).as_bytes(), self.until())
+    }
+
+    /// Until when somebody may ask, or read.
+    fn until(&self) -> Instant {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let asks = |listener| PollFd::new(listener, PollFlags::IN);
+        let mut others: Vec<_> = self.listeners.iter().map(asks).collect();
+        let do_others_wait = poll(&mut others, Some(&now)).is_ok_and(|count| count > 0);
+        Instant::now() + if do_others_wait { HURRY } else { PATIENCE }
     }
 
     /// The metrics as they are, or were less than [`FRESH`] ago.

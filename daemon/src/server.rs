@@ -3,7 +3,6 @@
 
 use std::{
     cell::RefCell,
-    os::fd::OwnedFd,
     rc::Rc,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -113,8 +112,7 @@ async fn serve(
     tracing::debug!(pid = std::process::id(), keeper = keeper.pid(), "server ready");
     let mut door = Open::door(lasting, &daemon)?;
     let reporting = spawn_local(reporting);
-    let scrape = start_scrape(lasting, &daemon)?;
-    let set_open = |is_open| scrape.iter().for_each(|scrape| scrape.set_open(is_open));
+    let scrape = Scrape::start(&lasting.metrics, daemon.borrow().inputs.clone());
     spawn_local(tell_left_out(Rc::clone(&daemon)));
     loop {
         match signals.next(&mut keeper).await {
@@ -122,14 +120,14 @@ async fn serve(
             Event::Look if heart.wish() == Wish::Drain => {
                 daemon.borrow_mut().load_rules(&lasting.policy);
                 door.close().await;
-                set_open(false);
+                scrape.set_open(false);
                 systemd::progress(manager, "Making way for the next version.").await;
                 handover::hand_over(&daemon, heart, &mut keeper, &mut signals).await;
                 if signals.has_ended {
                     break;
                 }
                 door = Open::door(lasting, &daemon)?;
-                set_open(true);
+                scrape.set_open(true);
                 systemd::stays(manager).await;
             }
             // What it wished before has come to nothing.
@@ -156,16 +154,6 @@ async fn serve(
     write_out(&daemon.borrow(), heart, kept);
     heart.set_state(State::Ended);
     Ok(())
-}
-
-/// Begins to tell metrics, if there is a socket for it.
-fn start_scrape(lasting: &Lasting, daemon: &Rc<RefCell<Daemon>>) -> Result<Option<Scrape>> {
-    if lasting.metrics.is_empty() {
-        return Ok(None);
-    }
-    let sockets = lasting.metrics.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>();
-    let sockets = sockets.context("telling the metrics")?;
-    Scrape::start(sockets, daemon.borrow().inputs.clone()).context("telling the metrics").map(Some)
 }
 
 /// Tells now and then how much the audit has left out.

@@ -89,7 +89,7 @@ impl World {
                 | Effect::Poll(..)
                 | Effect::Unpoll(..)
                 | Effect::Close(_)
-                | Effect::Forget(_)
+                | Effect::Forget(..)
                 | Effect::Tell { .. }
                 | Effect::Audit { .. } => {}
             }

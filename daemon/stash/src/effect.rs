@@ -53,8 +53,9 @@ pub enum Effect<F> {
     Unpoll(EntryId, Arc<F>),
     /// Give up the stash's hold of these. The last holder closes, and that may take its time.
     Close(Vec<Arc<F>>),
-    /// Free the names of a call that was refused, which are so many that even that takes its time.
-    Forget(Vec<Name>),
+    /// Free the names of a call of this connection that was refused, which are so many that even that takes
+    /// its time.
+    Forget(ConnectionId, Vec<Name>),
     /// Tell watchers of a change.
     Tell {
         /// The connections that may know, and may watch this name: of each [`Stash::watches`] says whether

@@ -99,10 +99,14 @@ impl Replay {
     }
 
     /// Forgets the connections that were to go on: the daemon that had them has died with them. What
-    /// was given for the lifetime of one is kept no longer.
-    pub fn forget_connections(&mut self) {
+    /// was given for the lifetime of one is kept no longer, and told here.
+    pub fn forget_connections(&mut self) -> Vec<Arc<Details>> {
         self.carried.clear();
-        self.entries.retain(|_, kept| kept.details.ephemeral_of.is_none());
+        let ends = |kept: &Kept<Number>| kept.details.ephemeral_of.is_some();
+        let ended = self.entries.values().filter(|kept| ends(kept));
+        let ended = ended.map(|kept| Arc::clone(&kept.details)).collect();
+        self.entries.retain(|_, kept| !ends(kept));
+        ended
     }
 
     /// Takes out the connections that go on.

@@ -280,7 +280,7 @@ impl<F> Stash<F> {
         if let Err(refusal) = checked.and_then(|()| self.check_names(by, &names)) {
             self.refuse(by, refusal, Vec::new(), effects);
             if names.len() > MANY {
-                effects.push(Effect::Forget(names));
+                effects.push(Effect::Forget(by, names));
             }
             return;
         }

@@ -167,7 +167,7 @@ fn came(by: ConnectionId, effects: Effects<u64>) -> Came {
             | Effect::Open { .. }
             | Effect::Poll(..)
             | Effect::Unpoll(..)
-            | Effect::Forget(_)
+            | Effect::Forget(..)
             | Effect::Tell { .. }
             | Effect::Audit { .. } => {}
         }

@@ -247,7 +247,7 @@ impl Scale {
                 Effect::Open { by, openings } => self.openings.push((by, openings)),
                 Effect::Poll(id, _) => self.polled.push(id),
                 Effect::Unpoll(..)
-                | Effect::Forget(_)
+                | Effect::Forget(..)
                 | Effect::Close(_)
                 | Effect::Tell { .. }
                 | Effect::Audit { .. } => {}

@@ -378,7 +378,7 @@ impl World {
                 assert_eq!(polled, Some(fd.number), "only what is polled can be polled no longer");
                 Performed::Unpoll
             }
-            Effect::Forget(_) => Performed::Forget,
+            Effect::Forget(..) => Performed::Forget,
             Effect::Close(fds) => {
                 let numbers: Vec<_> = fds.iter().map(|fd| fd.number).collect();
                 numbers.iter().for_each(|number| self.ledger.close(*number));

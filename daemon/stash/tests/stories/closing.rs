@@ -1,6 +1,6 @@
 //! Close, and the ends that come without a call: by time, by hang-up, with a connection.
 
-use fdstash_proto::{Call, Change, Clash, Gift};
+use fdstash_proto::{Call, Change, Clash, Gift, Name};
 use fdstash_stash::Inspected;
 
 use crate::stage::{
@@ -342,4 +342,15 @@ fn what_others_gave_does_not_go_with_a_connection() {
 
     assert_eq!(left, [] as [&str; 0]);
     assert_eq!(stage.list(vmm), ["disk=image"]);
+}
+
+#[test]
+fn a_great_many_names_of_a_refused_call_are_freed_for_who_sent_them() {
+    let mut stage = Stage::new();
+    let vmm = stage.connect("vmm", 1);
+    let names = (0..2000).map(|at| Name::new(&format!("disk{at}")).unwrap()).collect();
+
+    let said = stage.call(vmm, Call::Close { names, ticket: None });
+
+    assert_eq!(said[1..], ["forget 2000 names of vmm"]);
 }

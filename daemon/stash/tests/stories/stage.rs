@@ -214,7 +214,9 @@ impl Stage {
                 format!("poll {fd}")
             }
             Effect::Unpoll(_, fd) => format!("unpoll {fd}"),
-            Effect::Forget(names) => format!("forget {} names", names.len()),
+            Effect::Forget(by, names) => {
+                format!("forget {} names of {}", names.len(), self.connections[&by])
+            }
             Effect::Close(fds) => {
                 let words: Vec<Word> = fds.iter().map(|fd| **fd).collect();
                 format!("close {}", words.join(" "))
