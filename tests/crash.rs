@@ -1272,6 +1272,7 @@ fn asked_to_end_in_the_middle_of_an_upgrade_it_ends() {
 
     assert_eq!(status.code(), Some(0), "{}", daemon.log());
     wait_until(SOON, || daemon.processes() == 0);
-    assert_eq!(daemon.servers(), 1, "{}", daemon.log());
+    // Of the next version, where that was about to take over before it could hear of it.
+    assert!(daemon.servers() <= 2, "{}", daemon.log());
     assert!(!daemon.socket().exists() && !daemon.socket().with_extension("lock").exists());
 }
