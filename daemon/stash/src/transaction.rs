@@ -39,7 +39,7 @@ pub(crate) struct Counts {
     pub(crate) bytes_promised: usize,
     /// Open transactions.
     pub(crate) transactions: u64,
-    /// Entries of each kind, in the order in which [`Kind`] has them.
+    /// Entries of each kind, in the order in which `Kind` has them.
     pub(crate) kinds: [u64; 7],
     /// Of what was given, what came back.
     pub(crate) restored: u64,
