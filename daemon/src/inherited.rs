@@ -90,6 +90,19 @@ impl Inherited {
         Some(fd)
     }
 
+    /// Makes those of these numbers their owner's that are of listening stream sockets, and leaves the rest.
+    pub(crate) fn claim_listening(&mut self, numbers: &[Number]) -> Vec<OwnedFd> {
+        let mut claimed = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            match self.claim(*number) {
+                Some(fd) if listens(&fd) => claimed.push(fd),
+                Some(fd) => self.give_back(fd),
+                None => {}
+            }
+        }
+        claimed
+    }
+
     /// Makes all that are open but these their owner's.
     pub(crate) fn claim_all_but(
         &mut self,
@@ -190,14 +203,15 @@ pub(crate) fn metrics_sockets(
 ) -> Result<Vec<OwnedFd>> {
     let numbers = named.iter().filter(|(_, name)| name == METRICS).map(|(number, _)| *number);
     let sockets: Vec<_> = numbers.filter_map(|number| inherited.claim(number)).collect();
-    let listens = |socket: &OwnedFd| {
-        socket_acceptconn(socket).unwrap_or(false)
-            && socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
-    };
     if !sockets.iter().all(listens) {
         bail!("what systemd has passed for the metrics is no listening stream socket");
     }
     Ok(sockets)
+}
+
+fn listens(socket: &OwnedFd) -> bool {
+    socket_acceptconn(socket).unwrap_or(false)
+        && socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
 }
 
 /// No number of an open descriptor is higher.
@@ -250,6 +264,20 @@ mod tests {
         assert!(claimed.is_some());
         assert!(inherited.claim(open).is_none());
         assert!(inherited.claim_all_but([]).is_empty());
+    }
+
+    #[test]
+    fn of_what_should_listen_the_rest_is_left_and_stays_open() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let numbers = [number(&listener), number(&file), 1_000_000];
+        std::mem::forget((listener, file));
+        let mut inherited = Inherited::from_before(numbers);
+
+        let claimed = inherited.claim_listening(&numbers);
+
+        assert_eq!(claimed.iter().map(number).collect::<Vec<_>>(), numbers[..1]);
+        assert!(inherited.claim(numbers[1]).is_some());
     }
 
     #[test]

@@ -123,11 +123,13 @@ impl Lasting {
         let [first_life, next_life, most_bundles] =
             [first_life, next_life, most_bundles].map(u64::from);
         heart.set_stored(Stored { first_life, next_life, most_bundles });
-        let metrics = env::var_os(METRICS).map(|numbers| to_numbers(&numbers)).transpose()?;
+        // Whatever is wrong with them, what is kept does not depend on it.
+        let metrics = env::var_os(METRICS).and_then(|numbers| to_numbers(&numbers).ok());
         let metrics: Vec<_> = metrics.into_iter().flatten().flatten().collect();
         let open = [listener, one, other, rules, before].map(Some).into_iter();
         let open = open.chain([baton, lock]).chain(metrics.iter().copied().map(Some));
         let mut inherited = Inherited::from_before(open.flatten());
+        let metrics = inherited.claim_listening(&metrics);
         let mut claim = |number| -> Result<OwnedFd> {
             inherited.claim(number).with_context(|| format!("{KEPT}: {number} is not there"))
         };
@@ -146,8 +148,8 @@ impl Lasting {
             manager: Notify::from_env()?,
             stored: Vec::new(),
             baton: baton.map(&mut claim).transpose()?,
-            metrics: metrics.into_iter().map(&mut claim).collect::<Result<_>>()?,
-            metrics_place: config.metrics.clone(),
+            metrics_place: config.metrics.clone().filter(|place| place.is_of(&metrics)),
+            metrics,
         }))
     }
 

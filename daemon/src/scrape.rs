@@ -9,7 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::{
         fd::OwnedFd,
-        unix::{fs::DirBuilderExt, net::UnixListener},
+        unix::{ffi::OsStrExt, fs::DirBuilderExt, net::UnixListener},
     },
     path::PathBuf,
     str::FromStr,
@@ -28,7 +28,9 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::Mode,
     io::Errno,
-    net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send},
+    net::{
+        RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, accept_with, getsockname, recv, send,
+    },
     process::umask,
 };
 use tokio::{sync::mpsc::UnboundedSender, task::spawn_local, time::sleep};
@@ -106,6 +108,15 @@ impl Place {
                 Ok(listener.into())
             }
         }
+    }
+
+    /// Whether one of these sockets is bound there.
+    pub(crate) fn is_of(&self, sockets: &[OwnedFd]) -> bool {
+        let Self::Unix(path) = self else { return false };
+        sockets.iter().any(|socket| {
+            let bound = getsockname(socket).ok().and_then(|at| SocketAddrUnix::try_from(at).ok());
+            bound.is_some_and(|at| at.path_bytes() == Some(path.as_os_str().as_bytes()))
+        })
     }
 
     /// Removes what is left of it: the daemon ends.
