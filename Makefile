@@ -13,22 +13,30 @@ IMAGO := $(if $(shell tests/need -n $(IMAGO_CARGO)),--features fdstash-tests/ima
 
 all:
 	@tests/need cc cargo
-	$(CARGO) build --workspace --release
+	$(CARGO) build --release --package fdstashd --package fdstash-c --lib --bins
+	$(CARGO) $(COMMAND)
 
+# The dynamic linker would take as long as all else that a call by the command takes, so it is linked
+# statically, where there is a C library for that.
+STATIC = $(if $(shell echo 'int main(void) { return 0; }' | $(CC) -static-pie -o /dev/null -x c - 2>&1),,\
+	-C target-feature=+crt-static)
+COMMAND = rustc --release --package fdstash --bin fdstash -- $(STATIC)
+
+SHOWN = $(or $(CARGO_TARGET_DIR),target)/demo
 demo:
 	@tests/need cc $(IMAGO_CARGO) qemu-img
 	@echo "Building, which takes a minute or two the first time ..."
-	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
-	@$(CARGO) build --quiet --release --package fdstash --features imago --example vmm
+	@$(CARGO) build --quiet --profile demo --package fdstashd --package fdstash --bins
+	@$(CARGO) build --quiet --profile demo --package fdstash --features imago --example vmm
 	@mkdir -p target
-	@$(BUILT)/examples/vmm --fdstashd $(BUILT)/fdstashd --dir target
+	@$(SHOWN)/examples/vmm --fdstashd $(SHOWN)/fdstashd --dir target
 
 demo-qemu:
 	@tests/need cc cargo qemu-img qemu-io qemu-system-x86_64
 	@echo "Building, which takes a minute or two the first time ..."
-	@$(CARGO) build --quiet --release --package fdstashd --package fdstash --bins
-	@$(CARGO) build --quiet --release --package fdstash-tests --example qemu
-	@$(BUILT)/examples/qemu
+	@$(CARGO) build --quiet --profile demo --package fdstashd --package fdstash --bins
+	@$(CARGO) build --quiet --profile demo --package fdstash-tests --example qemu
+	@$(SHOWN)/examples/qemu
 
 test:
 	@tests/need cc cargo $(LINTS) pkg-config valgrind qemu-img qemu-io qemu-system-x86_64 chattr \
@@ -105,7 +113,9 @@ contender: measured
 .PHONY: measured
 measured:
 	@tests/need cc cargo
-	@$(CARGO) build --quiet --workspace --release --bins --example contender --example peers
+	@$(CARGO) build --quiet --release --package fdstashd --package fdstash-tests --bins \
+		--example contender --example peers
+	@$(CARGO) --quiet $(COMMAND)
 
 # As many calls as a day has, if nothing is said: what is left of them must be nothing. Takes an hour or less.
 CALLS =
@@ -115,9 +125,8 @@ soak:
 	$(BUILT)/examples/soak $(CALLS)
 
 # The Debian packages, into target/debian: the daemon and the command, the C library, and its header.
-deb:
-	@tests/need cc cargo dpkg-shlibdeps
-	$(CARGO) build --release --package fdstashd --package fdstash --package fdstash-c --lib --bins
+deb: all
+	@tests/need dpkg-shlibdeps
 	@debian/build $(BUILT)/../debian
 
 # PREFIX=/usr for a package, which also says DESTDIR=, and SYSTEMD= for the version that it is for.

@@ -14,24 +14,20 @@
 mod file;
 mod image;
 mod transaction;
+mod transport;
 
 use std::{
-    fmt, io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    fmt,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     pin::pin,
     task::{Context, Poll, Waker},
-    thread,
     time::Duration,
 };
 
 use fdstash_proto::{
     Clash, Entry, Explanation, Gift, Handed, Info, Name, Notice, Pattern, Reopening, Statistics,
     Taking, Verb,
-    socket::{self, Received},
 };
 
 use crate::{
@@ -40,10 +36,9 @@ use crate::{
     default_socket,
     job::Job,
     repetition::Repetitions,
-    stage::Stage,
-    transport::Transport,
 };
 
+pub(crate) use self::transport::Blocking;
 pub use self::{file::File, image::Image, transaction::Transaction};
 
 /// A connection to the daemon, renewed when it is lost.
@@ -352,41 +347,6 @@ impl Iterator for Watch {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").field("socket", &self.0.socket()).finish_non_exhaustive()
-    }
-}
-
-/// A transport that has waited when its futures are first asked.
-pub(crate) struct Blocking(UnixStream);
-
-impl Transport for Blocking {
-    async fn connect(socket: &Path) -> io::Result<Self> {
-        loop {
-            match UnixStream::connect(socket) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                outcome => return outcome.map(Self),
-            }
-        }
-    }
-
-    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        socket::send(&self.0, bytes, fds)
-    }
-
-    async fn receive(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
-        socket::wait(&self.0)?;
-        socket::receive(&self.0, buffer, fds)
-    }
-
-    async fn pause(span: Duration) {
-        thread::sleep(span);
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    fn stage(staged: Staged<'_, Self>) -> Stage<'_> {
-        Stage::Blocking(staged)
     }
 }
 

@@ -64,8 +64,7 @@ pub fn receive(
     Ok(if message.bytes == 0 { Received::End } else { Received::Bytes(message.bytes) })
 }
 
-/// Waits until something can be read, be it the end. A read that waits by itself is woken as well when the
-/// other side takes what was sent to it: to find nothing, and wait on.
+/// Waits until something can be read, be it the end.
 ///
 /// # Errors
 ///

@@ -1,7 +1,6 @@
 //! `fdstash policy`.
 
 use std::{
-    ffi::CString,
     io::{self, Write},
     process::ExitCode,
 };
@@ -9,9 +8,8 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use fdstash::{Explanation, Name, Reason, Verb, Verdict};
-use nix::unistd::{Group, Uid, User, getgrouplist};
 
-use crate::{Door, words::plain};
+use crate::{Door, names::known, words::plain};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,31 +76,27 @@ fn verb(text: &str) -> Result<Verb, String> {
 /// A user's number, and those of its groups.
 fn find_user(text: &str) -> anyhow::Result<(u32, Vec<u32>)> {
     let number = text.parse().ok();
-    let user = match number {
-        Some(uid) => User::from_uid(Uid::from_raw(uid)),
-        None => User::from_name(text),
+    let Some(line) = known("passwd", text)? else {
+        let uid = number.with_context(|| format!("there is no user {text:?} on this machine"))?;
+        return Ok((uid, Vec::new()));
     };
-    match (user.with_context(|| format!("looking up the user {text}"))?, number) {
-        (Some(user), _) => {
-            let name = CString::new(user.name.as_str())?;
-            let groups = getgrouplist(&name, user.gid);
-            let groups = groups.with_context(|| format!("looking up the groups of {text}"))?;
-            let others =
-                groups.iter().map(|gid| gid.as_raw()).filter(|gid| *gid != user.gid.as_raw());
-            Ok((user.uid.as_raw(), [user.gid.as_raw()].into_iter().chain(others).collect()))
-        }
-        (None, Some(uid)) => Ok((uid, Vec::new())),
-        (None, None) => bail!("there is no user {text:?} on this machine"),
-    }
+    let mut fields = line.split(':');
+    let name = fields.next().unwrap_or_default();
+    let [uid, gid] = [fields.nth(1), fields.next()].map(|field| field?.parse().ok());
+    let (Some(uid), Some(gid)) = (uid, gid) else { bail!("the user {text} has no numbers") };
+    let groups = known("initgroups", name)?.unwrap_or_default();
+    let others = groups.split_whitespace().skip(1).filter_map(|gid| gid.parse().ok());
+    Ok((uid, [gid].into_iter().chain(others.filter(|other| *other != gid)).collect()))
 }
 
 fn find_group(text: &str) -> anyhow::Result<u32> {
     if let Ok(gid) = text.parse() {
         return Ok(gid);
     }
-    let group = Group::from_name(text).with_context(|| format!("looking up the group {text}"))?;
-    let group = group.with_context(|| format!("there is no group {text:?} on this machine"))?;
-    Ok(group.gid.as_raw())
+    let line = known("group", text)?;
+    let line = line.with_context(|| format!("there is no group {text:?} on this machine"))?;
+    let gid = line.split(':').nth(2).and_then(|gid| gid.parse().ok());
+    gid.with_context(|| format!("the group {text} has no number"))
 }
 
 fn show(explained: &Explanation) -> String {

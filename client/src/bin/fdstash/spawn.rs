@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs::File,
+    io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -25,6 +26,9 @@ const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
 
 /// `si_code` of a signal that the kernel itself sent, as a terminal does: sigaction(2).
 const SI_KERNEL: i32 = 0x80;
+
+/// More than a process's status has, in bytes.
+const STATUS: usize = 8 << 10;
 
 /// Where the descriptors go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,16 +191,27 @@ fn seat(command: &mut Command, fds: Vec<OwnedFd>, seats: Seats) -> anyhow::Resul
             .with_context(|| format!("there can be no descriptor {number}"))?;
         reserved.push(fd);
     }
-    let mappings = seats.numbers().zip(fds);
-    let mappings = mappings.map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mappings.collect())?;
+    let mut mappings = Vec::new();
+    for (child_fd, parent_fd) in seats.numbers().zip(fds) {
+        match child_fd {
+            0 => drop(command.stdin(parent_fd)),
+            _ => mappings.push(FdMapping { parent_fd, child_fd }),
+        }
+    }
+    // Where there is nothing but a standard input, the new process shares our memory until it executes the
+    // command, which takes a fraction of a fork.
+    if !mappings.is_empty() {
+        command.fd_mappings(mappings)?;
+    }
     Ok(reserved)
 }
 
 /// The forwarded signals but those that whoever started us ignores, as nohup does: they stay
 /// ignored, also in the command.
 fn not_ignored() -> io::Result<Vec<i32>> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    // All of it in one read: the kernel writes it anew for each.
+    let mut status = String::with_capacity(STATUS);
+    File::open("/proc/self/status")?.take(STATUS as u64).read_to_string(&mut status)?;
     Ok(FORWARDED.into_iter().filter(|&signal| !is_ignored(&status, signal)).collect())
 }
 
