@@ -8,7 +8,7 @@ use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_settime,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::polled::polled;
 
@@ -34,7 +34,7 @@ impl Alarm {
     pub(crate) fn new() -> Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags).context("making a timer")?;
-        Ok(Self { timer: polled(timer).context("waiting for a timer")? })
+        Ok(Self { timer: polled(timer, Interest::READABLE).context("waiting for a timer")? })
     }
 
     /// Sets the time at which to wake; none: not at all. A time gone by wakes at once.

@@ -15,13 +15,12 @@ use std::{
 use fdstash_proto::{
     Call, Frame, Hangup, Inbox, Incoming, Info, MAX_DESCRIPTORS, Name, Refusal, Reply, Request,
     reply,
-    socket::{self, Received},
+    socket::{Received, receive, receive_without_descriptors, send},
 };
 use fdstash_stash::{ConnectionId, Inspected};
 use rustix::io::Errno;
 use tokio::{
     io::Interest,
-    net::UnixStream,
     time::{Instant, timeout_at},
 };
 
@@ -32,6 +31,7 @@ use crate::{
     ledger::{Bytes, Charge, Need},
     run::{Daemon, Input},
     seat::{Current, Left, PIECE, Scratch, Seat, State},
+    socket::Socket,
     steps::step,
     turns::Turn,
 };
@@ -86,7 +86,7 @@ pub(crate) enum End {
 /// One connection's task. Owns the socket and what has come over it.
 pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
-    pub(crate) socket: UnixStream,
+    pub(crate) socket: Socket,
     pub(crate) seat: Rc<Seat>,
     pub(crate) daemon: Rc<RefCell<Daemon>>,
     scratch: Rc<RefCell<Scratch>>,
@@ -113,7 +113,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(
         id: ConnectionId,
-        socket: UnixStream,
+        socket: Socket,
         seat: Rc<Seat>,
         daemon: &Rc<RefCell<Daemon>>,
     ) -> Self {
@@ -181,8 +181,8 @@ impl Connection {
         }
         self.daemon.borrow_mut().handle(Input::Disconnected(self.id));
         // What is still unread in it may be the last of a descriptor that takes its time to close.
-        if let Ok(socket) = self.socket.into_std() {
-            self.charge.close(socket.into());
+        if let Some(socket) = self.socket.into_fd() {
+            self.charge.close(socket);
         }
         drop(turn);
     }
@@ -418,7 +418,7 @@ impl Connection {
     }
 
     fn send(&self, bytes: &[u8], fds: &[impl AsFd]) -> io::Result<usize> {
-        self.socket.try_io(Interest::WRITABLE, || socket::send(&self.socket, bytes, fds))
+        self.socket.attempt(Interest::WRITABLE, |socket| send(socket, bytes, fds))
     }
 
     fn set_deadlines(&mut self, idle: bool, sending: bool) {
@@ -455,12 +455,12 @@ impl Connection {
         let reading = reading && !self.seat.waits_for_room();
         let whole_by = self.whole_by.map(|(by, _)| by);
         let overdue = [whole_by, self.read_by, self.again_at, glance].into_iter().flatten().min();
+        let Self { socket, seat, .. } = self;
         let event = async {
             tokio::select! {
                 biased;
-                ready = self.socket.readable(), if reading => ready,
-                ready = self.socket.writable(), if sending => ready,
-                () = self.seat.news() => Ok(()),
+                ready = socket.ready(reading, sending), if reading || sending => ready,
+                () = seat.news() => Ok(()),
             }
         };
         match overdue {
@@ -497,30 +497,25 @@ impl Connection {
         let scratch = Rc::clone(&self.scratch);
         let Scratch { read: buffer, fds, .. } = &mut *scratch.borrow_mut();
         step("before a receive");
-        let received = self.socket.try_io(Interest::READABLE, || match &room {
-            Some(_) => socket::receive(&self.socket, buffer, fds).map(Some),
-            None => socket::receive_without_descriptors(&self.socket, buffer),
+        let received = self.socket.attempt(Interest::READABLE, |socket| match &room {
+            Some(_) => receive(socket, buffer, fds).map(Some),
+            None => receive_without_descriptors(socket, buffer),
         });
         step("after a receive");
         let Some(received) = received.transpose() else {
             self.daemon.borrow_mut().await_room(self.id, &self.seat, need);
             return Ok(false);
         };
-        // A read ends behind descriptors, whatever there is behind them.
-        let is_last = fds.is_empty();
         let fds = fds.drain(..).map(|fd| Descriptor::new(fd, &self.seat.account));
         match received {
             Ok(Received::Bytes(count)) => {
-                if is_last && room.is_some() && count < buffer.len() {
-                    self.note_drained();
-                }
                 self.inbox.feed(&buffer[..count], fds)?;
                 Ok(true)
             }
             Ok(Received::End) => {
                 self.ended = true;
-                if is_hung_up(&self.socket)
-                    && !matches!(self.seat.state.borrow().call, Current::None)
+                if !matches!(self.seat.state.borrow().call, Current::None)
+                    && is_hung_up(&self.socket)
                 {
                     return Err(End::Closed);
                 }
@@ -535,13 +530,6 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Says to the event loop what another read would: nothing is there now. Of what comes behind this
-    /// one, it is yet to hear.
-    fn note_drained(&self) {
-        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        let _ = self.socket.try_io(Interest::READABLE, nothing);
     }
 
     /// Tells a client whose descriptors found no room here why it is hung up on. What is left of the

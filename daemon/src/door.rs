@@ -6,7 +6,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix,
+        unix::net::{UnixListener, UnixStream},
     },
     rc::Rc,
     time::Duration,
@@ -20,7 +20,7 @@ use rustix::{
     net::{SendFlags, SocketFlags, accept_with, sockopt::set_socket_passcred},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{Interest, unix::AsyncFd},
     task::{spawn_local, yield_now},
 };
 
@@ -30,9 +30,11 @@ use crate::{
     metrics::Metrics,
     open::no_thread,
     peer,
+    polled::polled,
     reminder::Reminder,
     run::{Daemon, Input},
     seat::Seat,
+    socket::Socket,
     steps::step,
 };
 
@@ -41,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The listening socket, and what is needed to turn somebody away when no descriptor is left.
 pub(crate) struct Door {
-    listener: UnixListener,
+    listener: AsyncFd<UnixListener>,
     daemon: Rc<RefCell<Daemon>>,
     /// Keeps one number free: given up, there is a place for the connection to be turned away on.
     spare: Option<File>,
@@ -49,15 +51,12 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(
-        listener: unix::net::UnixListener,
-        daemon: Rc<RefCell<Daemon>>,
-    ) -> Result<Self> {
+    pub(crate) fn new(listener: UnixListener, daemon: Rc<RefCell<Daemon>>) -> Result<Self> {
         // With it, a read would end where who sends changes, and not tell that there is more.
         set_socket_passcred(&listener, false).context("asking for no credentials")?;
         listener.set_nonblocking(true).context("making the listening socket non-blocking")?;
         let listener =
-            UnixListener::from_std(listener).context("waiting for the listening socket")?;
+            polled(listener, Interest::READABLE).context("waiting for the listening socket")?;
         let spare = Some(spare().context("opening /dev/null")?);
         Ok(Self { listener, daemon, spare, reminder: Reminder::default() })
     }
@@ -65,8 +64,8 @@ impl Door {
     /// Admits connections for ever.
     pub(crate) async fn admit(mut self) {
         loop {
-            match self.listener.accept().await {
-                Ok((socket, _)) => {
+            match self.listener.async_io(Interest::READABLE, accept).await {
+                Ok(socket) => {
                     self.welcome(socket);
                     // Those who are here already are not to wait for all who come.
                     yield_now().await;
@@ -96,7 +95,7 @@ impl Door {
             Ok((id, seat)) => {
                 tracing::debug!(uid = peer.uid, pid = peer.pid, "connection admitted");
                 step("before a welcome");
-                spawn_local(Connection::new(id, socket, seat, &self.daemon).run());
+                spawn_local(Connection::new(id, Socket::new(socket), seat, &self.daemon).run());
             }
             Err(refusal) => {
                 let mut daemon = self.daemon.borrow_mut();
@@ -105,9 +104,7 @@ impl Door {
                 drop(daemon);
                 self.remind(&refusal.to_string());
                 refuse(&socket, &reply::write(Err(refusal), false));
-                if let Ok(socket) = socket.into_std() {
-                    account.charge().close(socket.into());
-                }
+                account.charge().close(socket.into());
             }
         }
     }
@@ -125,8 +122,7 @@ impl Door {
         self.daemon.borrow_mut().metrics.iter_mut().for_each(Metrics::turned_away);
         self.remind("no descriptors left");
         drop(self.spare.take());
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        if let Ok(socket) = accept_with(&self.listener, flags) {
+        if let Ok(socket) = accept(self.listener.get_ref()) {
             refuse(&socket, &no_room(self.daemon.borrow().places()));
         }
         self.spare = spare().ok();
@@ -180,6 +176,11 @@ impl Daemon {
             self.pending.push_back(Input::Opened(by, Err(no_thread())));
         }
     }
+}
+
+fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
+    let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    Ok(socket.into())
 }
 
 /// Sends a last message, and does not wait: if the client does not get even this, it still sees its

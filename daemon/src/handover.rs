@@ -23,7 +23,7 @@ use rustix::{
     },
 };
 use tokio::{
-    io::unix::AsyncFd,
+    io::{Interest, unix::AsyncFd},
     sync::Notify,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -193,7 +193,7 @@ fn stop(daemon: &mut Daemon) -> io::Result<Baton> {
     daemon.journal.append(|bytes| begin.write(bytes))?;
     daemon.journal.append(|bytes| bytes.extend_from_slice(&line))?;
     step("after a handover");
-    Ok(Baton { ours: polled(ours)?, theirs })
+    Ok(Baton { ours: polled(ours, Interest::READABLE)?, theirs })
 }
 
 /// Goes on where everything stopped.
@@ -293,7 +293,9 @@ impl Keeper {
     fn watch(pid: Pid, is_spare: bool) -> io::Result<Self> {
         let process = match pidfd_open(pid, PidfdFlags::empty()) {
             // As long as it is this one's parent, or child, its number is nobody else's.
-            Ok(process) if is_spare || getppid() == Some(pid) => Some(polled(process)?),
+            Ok(process) if is_spare || getppid() == Some(pid) => {
+                Some(polled(process, Interest::READABLE)?)
+            }
             Ok(_) | Err(Errno::SRCH) => None,
             Err(error) => return Err(error.into()),
         };

@@ -14,7 +14,7 @@ use rustix::{
     },
     fs::FileType,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{inspect::look, polled::polled};
 
@@ -28,7 +28,7 @@ pub(crate) struct Hangups {
 impl Hangups {
     pub(crate) fn new() -> Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("making an epoll")?;
-        Ok(Self { epoll: polled(epoll).context("waiting for an epoll")? })
+        Ok(Self { epoll: polled(epoll, Interest::READABLE).context("waiting for an epoll")? })
     }
 
     /// Looks out for a descriptor from here on. What cannot be polled, like a regular file, never

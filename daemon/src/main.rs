@@ -47,6 +47,7 @@ mod sandbox;
 mod scrape;
 mod seat;
 mod server;
+mod socket;
 mod spare;
 mod steps;
 mod store;

@@ -4,7 +4,7 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use fdstash_proto::Mode;
 use fdstash_stash::{Carried, Doing, Number};
-use tokio::{net::UnixStream, task::spawn_local};
+use tokio::task::spawn_local;
 
 use crate::{
     connection::{Connection, End},
@@ -13,6 +13,7 @@ use crate::{
     restore::Connected,
     run::{Daemon, Input},
     seat::{Current, Seat},
+    socket::Socket,
 };
 
 /// A connection that does nothing for now, and what is needed to go on with it.
@@ -37,13 +38,9 @@ impl Connection {
         };
         let seat = Rc::new(Seat::at(who.clone(), user, account, call, lost));
         daemon.borrow_mut().resume(id, who, doing, &seat);
-        let resumed = UnixStream::from_std(socket.into()).and_then(|socket| {
-            let mut connection = Self::new(id, socket, seat, daemon);
-            connection.inbox.feed(&bytes, fds).map_err(io::Error::other)?;
-            Ok(connection)
-        });
-        match resumed {
-            Ok(connection) => drop(spawn_local(connection.run())),
+        let mut connection = Self::new(id, Socket::new(socket.into()), seat, daemon);
+        match connection.inbox.feed(&bytes, fds) {
+            Ok(()) => drop(spawn_local(connection.run())),
             Err(error) => {
                 tracing::error!(%error, "going on with a connection failed");
                 daemon.borrow_mut().handle(Input::Disconnected(id));

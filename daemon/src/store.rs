@@ -129,7 +129,7 @@ impl Daemon {
 /// Has an entry mirrored, unless it ends with its connection, which no restart outlives.
 pub(crate) fn mirror_one(mirror: &DaemonsMirror, kept: &Kept<Descriptor>) {
     let Kept { fd, details } = kept;
-    if details.ephemeral_of.is_none() {
+    if details.ends().ephemeral_of.is_none() {
         mirror.put(details.id, Arc::downgrade(fd), Arc::clone(details));
     }
 }

@@ -505,9 +505,6 @@ fn details(id: u64) -> Arc<Details> {
         may_reopen: Access::Read,
         giver: Peer { uid: 0, gid: 0, pid: 1 },
         given_at_usec: 0,
-        expiry: None,
-        ephemeral_of: None,
-        close_on_hangup: false,
         notes: None,
         revision: id,
     })

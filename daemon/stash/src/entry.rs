@@ -25,13 +25,7 @@ pub struct Details {
     pub giver: Peer,
     /// When, in microseconds since 1970.
     pub given_at_usec: u64,
-    /// After how many microseconds it expires, and when that is on the boot clock.
-    pub expiry: Option<Expiry>,
-    /// The connection at whose end it is closed.
-    pub ephemeral_of: Option<ConnectionId>,
-    /// Whether it is closed when it polls as hung up.
-    pub close_on_hangup: bool,
-    /// Who else may use it, and free notes; most have none.
+    /// What its giver says of it; most say nothing.
     pub notes: Option<Box<Notes>>,
     /// The revision of the stash that it came with.
     pub revision: u64,
@@ -44,18 +38,33 @@ pub struct Notes {
     pub share: Share,
     /// Free notes.
     pub labels: Labels,
+    /// When it ends though nobody asks for that.
+    pub ends: Ends,
+}
+
+/// When an entry ends though nobody asks for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ends {
+    /// After how many microseconds it expires, and when that is on the boot clock.
+    pub expiry: Option<Expiry>,
+    /// The connection at whose end it is closed.
+    pub ephemeral_of: Option<ConnectionId>,
+    /// Whether it is closed when it polls as hung up.
+    pub close_on_hangup: bool,
 }
 
 /// What most say.
-static NO_NOTES: Notes =
-    Notes { share: Share { uids: Vec::new(), gids: Vec::new() }, labels: Labels::new() };
+static NO_NOTES: Notes = Notes {
+    share: Share { uids: Vec::new(), gids: Vec::new() },
+    labels: Labels::new(),
+    ends: Ends { expiry: None, ephemeral_of: None, close_on_hangup: false },
+};
 
 impl Notes {
     /// The notes, if they say something.
     #[must_use]
-    pub fn new(share: Share, labels: Labels) -> Option<Box<Self>> {
-        let notes = Self { share, labels };
-        (notes != NO_NOTES).then(|| Box::new(notes))
+    pub fn into_box(self) -> Option<Box<Self>> {
+        (self != NO_NOTES).then(|| Box::new(self))
     }
 }
 
@@ -208,6 +217,12 @@ impl Details {
         self.notes.as_deref().unwrap_or(&NO_NOTES)
     }
 
+    /// When it ends though nobody asks for that.
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        self.notes().ends
+    }
+
     /// The entry as List and Watch show it; which flags have drifted, only the kernel knows.
     pub(crate) fn show(&self, held_by: Option<Peer>) -> Entry {
         Entry {
@@ -223,6 +238,7 @@ impl Details {
             giver: self.giver,
             given_at_usec: self.given_at_usec,
             expires_at_usec: self
+                .ends()
                 .expiry
                 .map(|expiry| self.given_at_usec.saturating_add(expiry.after_usec))
                 // The interface's integers have a sign.
@@ -240,8 +256,8 @@ impl Details {
     pub(crate) fn show_all(&self, held_by: Option<Peer>) -> Entry {
         Entry {
             share: Some(self.notes().share.clone()),
-            ephemeral: Some(self.ephemeral_of.is_some()),
-            close_on_hangup: Some(self.close_on_hangup),
+            ephemeral: Some(self.ends().ephemeral_of.is_some()),
+            close_on_hangup: Some(self.ends().close_on_hangup),
             ..self.show(held_by)
         }
     }

@@ -7,7 +7,7 @@ use fdstash_proto::{Change, Clash, Gift, Kind, Peer, Refusal, Reply};
 use crate::{
     ConnectionId, Details, Effects, Facts, Inspected, Kept, Notes, Now, Opening, Stash, UNMAPPED,
     Usage, Verb, Verdict,
-    entry::{Expiry, Slot, Then},
+    entry::{Ends, Expiry, Slot, Then},
     judge,
     opening::{Needed, Purpose},
     reopen,
@@ -218,6 +218,8 @@ impl<F> Stash<F> {
             after_usec,
             boot_usec: now.boot_usec.saturating_add(after_usec),
         });
+        let ephemeral_of = gift.ephemeral.then_some(by);
+        let ends = Ends { expiry, ephemeral_of, close_on_hangup: gift.close_on_hangup };
         let giver = self.clients.get(&by).map(|client| client.who.peer);
         let details = Details {
             id: self.next_entry(),
@@ -226,10 +228,7 @@ impl<F> Stash<F> {
             facts,
             giver: giver.unwrap_or(NOBODY),
             given_at_usec: now.wall_usec,
-            expiry,
-            ephemeral_of: gift.ephemeral.then_some(by),
-            close_on_hangup: gift.close_on_hangup,
-            notes: Notes::new(gift.share, gift.labels),
+            notes: Notes { share: gift.share, labels: gift.labels, ends }.into_box(),
             revision: 0,
         };
         Kept { fd, details: Arc::new(details) }

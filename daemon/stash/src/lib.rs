@@ -43,7 +43,7 @@ mod weight;
 pub use audit::Deed;
 pub use bytes::Unreadable;
 pub use effect::{Effect, Effects, Record};
-pub use entry::{Details, EntryId, Expiry, Kept, Notes};
+pub use entry::{Details, Ends, EntryId, Expiry, Kept, Notes};
 pub use facts::{Facts, Inspected, Now};
 pub use fdstash_proto::{Reason, Verb, Verdict};
 pub use figures::Census;

@@ -14,7 +14,7 @@ use fdstash_proto::{
 use crate::{
     ConnectionId, Details, Done, EntryId, Facts, Kept, Notes, Record,
     bytes::{Reader, Unreadable, Writer},
-    entry::Expiry,
+    entry::{Ends, Expiry},
 };
 
 /// What every line begins with.
@@ -209,17 +209,17 @@ fn write_details(details: &Details, to: &mut Writer<'_>) {
     to.number(giver.gid.into());
     to.number(u32::from_ne_bytes(giver.pid.to_ne_bytes()).into());
     to.number(*given_at_usec);
-    to.flag(details.expiry.is_some());
-    if let Some(expiry) = details.expiry {
+    let Notes { share, labels, ends } = details.notes();
+    to.flag(ends.expiry.is_some());
+    if let Some(expiry) = ends.expiry {
         to.number(expiry.after_usec);
         to.number(expiry.boot_usec);
     }
-    to.flag(details.ephemeral_of.is_some());
-    if let Some(connection) = details.ephemeral_of {
+    to.flag(ends.ephemeral_of.is_some());
+    if let Some(connection) = ends.ephemeral_of {
         to.number(connection.0);
     }
-    to.flag(details.close_on_hangup);
-    let Notes { share, labels } = details.notes();
+    to.flag(ends.close_on_hangup);
     for ids in [&share.uids, &share.gids] {
         to.count(ids.len());
         ids.iter().for_each(|id| to.number((*id).into()));
@@ -255,17 +255,21 @@ fn read_details(from: &mut Reader<'_>) -> Result<Details, Unreadable> {
         may_reopen: read_access(from)?,
         giver: read_peer(from)?,
         given_at_usec: from.number()?,
-        expiry: from
-            .maybe(|from| Ok(Expiry { after_usec: from.number()?, boot_usec: from.number()? }))?,
-        ephemeral_of: from.maybe(|from| from.number().map(ConnectionId))?,
-        close_on_hangup: from.flag()?,
-        notes: read_notes(from)?,
+        notes: read_notes(from)?.into_box(),
     })
 }
 
-fn read_notes(from: &mut Reader<'_>) -> Result<Option<Box<Notes>>, Unreadable> {
+fn read_notes(from: &mut Reader<'_>) -> Result<Notes, Unreadable> {
+    let expiry = |from: &mut Reader<'_>| {
+        Ok(Expiry { after_usec: from.number()?, boot_usec: from.number()? })
+    };
+    let ends = Ends {
+        expiry: from.maybe(expiry)?,
+        ephemeral_of: from.maybe(|from| from.number().map(ConnectionId))?,
+        close_on_hangup: from.flag()?,
+    };
     let share = Share { uids: from.several(Reader::u32)?, gids: from.several(Reader::u32)? };
-    Ok(Notes::new(share, read_labels(from)?))
+    Ok(Notes { share, labels: read_labels(from)?, ends })
 }
 
 fn read_labels(from: &mut Reader<'_>) -> Result<Labels, Unreadable> {

@@ -386,9 +386,6 @@ mod tests {
             may_reopen,
             giver: Peer { uid: 3, gid: 3, pid: 3 },
             given_at_usec: 0,
-            expiry: None,
-            ephemeral_of: None,
-            close_on_hangup: false,
             notes: None,
             revision: 1,
         }

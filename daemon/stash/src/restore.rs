@@ -10,7 +10,7 @@ use fdstash_proto::{Change, Keeper, Name};
 use crate::{
     Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Kept, Limits,
     Line, Now, Number, Record, Stash, Who,
-    entry::Slot,
+    entry::{Ends, Slot},
     idle::Transaction,
     stash::{Client, Unfinished, close_all},
     take::Waiting,
@@ -89,10 +89,10 @@ impl Replay {
             self.entries.remove(&id);
         }
         for kept in put {
-            let Details { id, revision, ephemeral_of, .. } = *kept.details;
+            let Details { id, revision, .. } = *kept.details;
             begin.last_entry = begin.last_entry.max(id.0);
             begin.revision = begin.revision.max(revision);
-            let giver = ephemeral_of.map_or(0, |giver| giver.0);
+            let giver = kept.details.ends().ephemeral_of.map_or(0, |giver| giver.0);
             begin.last_connection = begin.last_connection.max(giver);
             self.entries.insert(id, kept);
         }
@@ -102,7 +102,7 @@ impl Replay {
     /// was given for the lifetime of one is kept no longer, and told here.
     pub fn forget_connections(&mut self) -> Vec<Arc<Details>> {
         self.carried.clear();
-        let ends = |kept: &Kept<Number>| kept.details.ephemeral_of.is_some();
+        let ends = |kept: &Kept<Number>| kept.details.ends().ephemeral_of.is_some();
         let ended = self.entries.values().filter(|kept| ends(kept));
         let ended = ended.map(|kept| Arc::clone(&kept.details)).collect();
         self.entries.retain(|_, kept| !ends(kept));
@@ -294,7 +294,8 @@ impl<F> Stash<F> {
     }
 
     fn put_back(&mut self, kept: Kept<F>, effects: &mut Effects<F>) {
-        let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
+        let Details { id, ref name, .. } = *kept.details;
+        let Ends { expiry, ephemeral_of, close_on_hangup } = kept.details.ends();
         let btree_map::Entry::Vacant(place) = self.slots.entry(name.clone()) else {
             return close_all(vec![kept.fd], effects);
         };

@@ -8,7 +8,7 @@ use fdstash_proto::{Change, Entry, Name, Reply};
 
 use crate::{
     ConnectionId, Deed, Details, Effect, Effects, EntryId, Kept, Now, Record, Stash, Verb, Verdict,
-    entry::{Became, Hold, Slot, Then},
+    entry::{Became, Ends, Hold, Slot, Then},
     judge,
     opening::Purpose,
     stash::{answer, close_all},
@@ -278,7 +278,8 @@ impl<F> Stash<F> {
     }
 
     fn begin_entry(&mut self, kept: Kept<F>, change: Change, settled: &mut Settled<F>) {
-        let Details { id, ref name, expiry, ephemeral_of, close_on_hangup, .. } = *kept.details;
+        let Details { id, ref name, .. } = *kept.details;
+        let Ends { expiry, ephemeral_of, close_on_hangup } = kept.details.ends();
         if let Some(expiry) = expiry {
             self.due.insert((expiry.boot_usec, Due::Entry(id)), Some(name.clone()));
         }
@@ -315,7 +316,8 @@ impl<F> Stash<F> {
         instead: Option<Arc<Details>>,
         settled: &mut Settled<F>,
     ) {
-        let Details { id, expiry, ephemeral_of, .. } = *old.details;
+        let id = old.details.id;
+        let Ends { expiry, ephemeral_of, .. } = old.details.ends();
         if let Some(expiry) = expiry {
             self.due.remove(&(expiry.boot_usec, Due::Entry(id)));
         }

@@ -315,7 +315,7 @@ impl<F> Slot<F> {
 
 impl Details {
     fn counted(&self) -> Counted {
-        let Notes { share, labels } = self.notes();
+        let Notes { share, labels, .. } = self.notes();
         let label_bytes = label_bytes(labels, share) as u64;
         Counted { uid: self.giver.uid, label_bytes }
     }

@@ -12,8 +12,9 @@ const FIXED: usize = 360;
 /// Room for one number of 32 bits, or a length.
 const LENGTH: usize = 5;
 
-/// Room for the line that says that an entry has gone.
-const END: usize = 40;
+/// Room for the line that says that an entry has gone: the frame around it, what every line begins with,
+/// two counts, a number and a flag. Every entry has it all the time.
+const END: usize = 8 + 2 + 2 + 10 + 1;
 
 /// Room for the line of a call with a ticket that has changed nothing else.
 const CALL: usize = 160;
@@ -36,7 +37,7 @@ impl Details {
     /// How many bytes it takes at most to write them down.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let Notes { share, labels } = self.notes();
+        let Notes { share, labels, .. } = self.notes();
         weight(&self.name, &self.facts, share, labels)
     }
 }

@@ -8,8 +8,8 @@ use fdstash_proto::{
     proptest as proto,
 };
 use fdstash_stash::{
-    Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, EntryId, Expiry, Facts,
-    Kept, Limits, Line, Notes, Number, Record, Replay, Stash, Unreadable, write_handover,
+    Begin, Carried, ConnectionId, Details, Doing, Done, Effect, Effects, Ends, EntryId, Expiry,
+    Facts, Kept, Limits, Line, Notes, Number, Record, Replay, Stash, Unreadable, write_handover,
 };
 use proptest::{collection, prelude::*, sample::Index};
 
@@ -219,10 +219,16 @@ fn any_details() -> impl Strategy<Value = Details> {
             may_reopen: entry.may_reopen,
             giver: Peer { pid, ..entry.giver },
             given_at_usec,
-            expiry: expiry.map(|(after_usec, boot_usec)| Expiry { after_usec, boot_usec }),
-            ephemeral_of: of.map(ConnectionId),
-            close_on_hangup: gift.close_on_hangup,
-            notes: Notes::new(gift.share, entry.labels),
+            notes: Notes {
+                share: gift.share,
+                labels: entry.labels,
+                ends: Ends {
+                    expiry: expiry.map(|(after_usec, boot_usec)| Expiry { after_usec, boot_usec }),
+                    ephemeral_of: of.map(ConnectionId),
+                    close_on_hangup: gift.close_on_hangup,
+                },
+            }
+            .into_box(),
             revision,
         },
     )
@@ -306,13 +312,16 @@ fn details() -> Details {
         may_reopen: Access::Read,
         giver: Peer { uid: 1000, gid: 100, pid: -1 },
         given_at_usec: 1_700_000_000_000_000,
-        expiry: Some(Expiry { after_usec: 5_000_000, boot_usec: 77_000_000 }),
-        ephemeral_of: Some(ConnectionId(9)),
-        close_on_hangup: true,
-        notes: Notes::new(
-            Share { uids: vec![0, 1001], gids: vec![u32::MAX] },
-            Labels::from([("vm".into(), "seven".into()), ("empty".into(), String::new())]),
-        ),
+        notes: Notes {
+            share: Share { uids: vec![0, 1001], gids: vec![u32::MAX] },
+            labels: Labels::from([("vm".into(), "seven".into()), ("empty".into(), String::new())]),
+            ends: Ends {
+                expiry: Some(Expiry { after_usec: 5_000_000, boot_usec: 77_000_000 }),
+                ephemeral_of: Some(ConnectionId(9)),
+                close_on_hangup: true,
+            },
+        }
+        .into_box(),
         revision: 1 << 40,
     }
 }
@@ -333,9 +342,6 @@ fn plain() -> Details {
         may_reopen: Access::Path,
         giver: Peer { uid: 0, gid: 0, pid: 1 },
         given_at_usec: 0,
-        expiry: None,
-        ephemeral_of: None,
-        close_on_hangup: false,
         notes: None,
         revision: 0,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fdstash_proto::{Access, Flags, Kind, Labels, Name, Pattern, Peer, Share};
+use fdstash_proto::{Access, Flags, Kind, Name, Pattern, Peer, Share};
 use fdstash_stash::{
     Allow, Details, EntryId, Facts, Notes, Origin, Reason, Reserve, Rules, UNMAPPED, Verb, Verdict,
     Who, Whom, explain, judge,
@@ -186,10 +186,7 @@ fn entry_of(uid: u32, share: Share) -> Details {
         may_reopen: Access::ReadWrite,
         giver: Peer { uid, gid: 10, pid: 6 },
         given_at_usec: 0,
-        expiry: None,
-        ephemeral_of: None,
-        close_on_hangup: false,
-        notes: Notes::new(share, Labels::new()),
+        notes: Notes { share, ..Notes::default() }.into_box(),
         revision: 1,
     }
 }

@@ -196,10 +196,10 @@ impl Journal {
         let details = || there.iter().map(|(_, details)| details);
         let mut polled: Vec<_> = there
             .iter()
-            .filter_map(|(fd, details)| details.close_on_hangup.then_some(*fd))
+            .filter_map(|(fd, details)| details.ends().close_on_hangup.then_some(*fd))
             .collect();
         polled.sort_unstable();
-        let due = details().filter_map(|it| Some(it.expiry?.boot_usec)).min();
+        let due = details().filter_map(|it| Some(it.ends().expiry?.boot_usec)).min();
         let Begin { restores, last_entry, last_connection, revision } = stash.begin_journal();
         let remembered: Vec<_> = stash.tickets().cloned().collect();
         let last_done = self.done.iter().map(|done| done.by.0).max().unwrap_or_default();

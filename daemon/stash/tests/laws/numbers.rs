@@ -133,6 +133,6 @@ pub(crate) fn written(kept: &Kept<Token>) -> Written {
         name: details.name.clone(),
         details: (**details).clone(),
         fd: kept.fd.number,
-        ephemeral: details.ephemeral_of.is_some(),
+        ephemeral: details.ends().ephemeral_of.is_some(),
     }
 }
