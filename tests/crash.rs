@@ -625,9 +625,9 @@ fn journal_bytes(pid: Pid) -> u64 {
     journals.map(|fd| fs::metadata(fd.path()).map_or(0, |file| file.len())).sum()
 }
 
-/// What a daemon has open that keeps nothing, and has been upgraded once.
-fn open_when_empty() -> usize {
-    let daemon = Daemon::builder().own_program().spawn();
+/// What a daemon with these arguments has open that keeps nothing, and has been upgraded once.
+fn open_when_empty(args: &[&str]) -> usize {
+    let daemon = Daemon::builder().args(args).own_program().spawn();
     daemon.upgrade();
     daemon.held_at_rest()
 }
@@ -713,7 +713,7 @@ fn survive(trial: Trial) -> BTreeMap<String, usize> {
     assert_eq!(expected, BTreeMap::new(), "all that was acknowledged is there");
     ledger.check(&shared);
     drop(client);
-    daemon.settles_at(open_when_empty() + entries.len());
+    daemon.settles_at(open_when_empty(telling) + entries.len());
     let bytes = journal_bytes(daemon.pid());
     assert!(bytes < 200_000 + 100_000 * entries.len() as u64, "{bytes} bytes of journal");
     let count = |number: &AtomicU64| number.load(SeqCst);
