@@ -1,6 +1,6 @@
 //! [`Steps`]: what a thread of another process does, counted.
 
-use std::{fs, thread};
+use std::{fs, thread, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -12,6 +12,9 @@ use nix::{
     },
     unistd::Pid,
 };
+
+/// How long a thread sleeps that has nothing left to do, at least.
+const REST: Duration = Duration::from_millis(100);
 
 /// The first thread of a process, traced by the thread that counts. Let go when it is dropped.
 #[derive(Debug)]
@@ -31,6 +34,19 @@ impl Steps {
                 None
             }
         }
+    }
+
+    /// Waits until nothing is left of what the thread was given to do before.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come to rest.
+    pub fn await_rest(&self) {
+        crate::wait_until(crate::SOON, || {
+            let before = self.sleeps();
+            thread::sleep(REST);
+            self.sleeps() == before
+        });
     }
 
     /// How many system calls the thread makes from where it waits for something to happen, through what `act`
@@ -93,6 +109,14 @@ impl Steps {
             WaitStatus::PtraceSyscall(_) | WaitStatus::PtraceEvent(..) => Some(None),
             ended => panic!("it has ended: {ended:?}"),
         }
+    }
+
+    /// How often it has gone to sleep so far, as its status tells in a line.
+    fn sleeps(&self) -> String {
+        let status = fs::read_to_string(format!("/proc/{0}/task/{0}/status", self.pid));
+        let status = status.expect("it is traced");
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+        line.expect("the kernel counts them").to_owned()
     }
 
     /// Whether it waits in the system call in which its loop waits.
