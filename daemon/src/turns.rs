@@ -6,6 +6,7 @@
 //! ready has had a turn. Nobody has one while it waits for a socket or for a file.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     rc::{Rc, Weak},
     time::{Duration, Instant},
@@ -24,6 +25,8 @@ const TURN: Duration = Duration::from_micros(100);
 #[derive(Default)]
 pub(crate) struct Users {
     by_uid: BTreeMap<u32, Weak<User>>,
+    /// How often somebody has let others have their turns.
+    let_others: Rc<Cell<u64>>,
     /// At how many to look which of them have gone.
     most: usize,
 }
@@ -38,8 +41,8 @@ impl Users {
             self.by_uid.retain(|_, user| user.strong_count() > 0);
             self.most = 2 * self.by_uid.len() + 64;
         }
-        let turn = Mutex::new(Instant::now() + TURN);
-        let user = Rc::new(User { turn });
+        let time = Time { end: Instant::now() + TURN, let_others: self.let_others.get() };
+        let user = Rc::new(User { time: Mutex::new(time), let_others: self.let_others.clone() });
         self.by_uid.insert(uid, Rc::downgrade(&user));
         user
     }
@@ -47,49 +50,63 @@ impl Users {
 
 /// What a user's connections share.
 pub(crate) struct User {
-    /// When the turn ends or has ended. Whoever has it locked is served; those who wait for that get it in
-    /// the order in which they came.
-    turn: Mutex<Instant>,
+    /// Whoever has it locked is served; those who wait for that get it in the order in which they came.
+    time: Mutex<Time>,
+    let_others: Rc<Cell<u64>>,
+}
+
+/// Of a user's turn, or of its last one.
+struct Time {
+    /// When it ends or has ended.
+    end: Instant,
+    /// How often anybody had let others have theirs when somebody was served in it for the last time.
+    let_others: u64,
 }
 
 impl User {
     /// Waits for a turn, or for what is left of one that another connection has begun.
     pub(crate) async fn turn(&self) -> Turn<'_> {
-        let mut turn = Turn(self.turn.lock().await);
+        let time = self.time.lock().await;
+        let mut turn = Turn { time, let_others: &self.let_others };
         let now = Instant::now();
-        if now < *turn.0 {
+        if now < turn.time.end {
             return turn;
         }
-        if now < *turn.0 + TURN {
-            turn.let_others().await;
+        let have_had_theirs = turn.time.let_others < self.let_others.get();
+        if have_had_theirs || turn.time.end + TURN <= now {
+            turn.time.end = now + TURN;
         } else {
-            // They have had time enough.
-            *turn.0 = now + TURN;
+            turn.let_others().await;
         }
         turn
     }
 }
 
 /// A user's turn.
-pub(crate) struct Turn<'a>(MutexGuard<'a, Instant>);
+pub(crate) struct Turn<'a> {
+    time: MutexGuard<'a, Time>,
+    let_others: &'a Cell<u64>,
+}
 
 impl Turn<'_> {
     /// Whether it has gone on for long enough.
     pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= *self.0
+        Instant::now() >= self.time.end
     }
 
     /// Lets others have theirs, and then goes on.
     pub(crate) async fn let_others(&mut self) {
+        self.let_others.set(self.let_others.get() + 1);
         // Tokio wakes who yields after it has looked at the sockets, behind those who wait there.
         yield_now().await;
-        *self.0 = Instant::now() + TURN;
+        self.time.end = Instant::now() + TURN;
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // What takes longer than a turn is no reason to begin the next one at once.
-        *self.0 = Instant::now().max(*self.0);
+        self.time.end = Instant::now().max(self.time.end);
+        self.time.let_others = self.let_others.get();
     }
 }

@@ -6,16 +6,21 @@
 //! processors too, and what that costs is the scheduler's matter: so the calls are measured at first
 //! without anybody else, and then beside two processes that are busy and never touch the daemon. Told are
 //! the median and the 99th percentile of the calls, and what the latter is to those two. Of several rounds
-//! it is the median.
+//! it is the median. The last two columns are the 99th percentile, and what it is to that of nobody else, of
+//! what is left of the calls without the time for which the client and the server were ready to run and had
+//! no processor, as the kernel counts it: what the daemon itself lets an honest client wait for.
 //!
 //! With the word `first` the honest client and the daemon come first wherever they want a processor (a
-//! nice value of -15), which leaves what the daemon itself lets them wait for.
+//! nice value of -15).
 
 use std::{
     env,
     fs::File,
     io::{BufRead, BufReader, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -29,7 +34,7 @@ use kit::{
 };
 use rustix::{
     fs::OFlags,
-    process::{Signal, set_parent_process_death_signal, setpriority_process},
+    process::{Pid, Signal, set_parent_process_death_signal, setpriority_process},
 };
 use serde_json::{Value, json};
 
@@ -95,8 +100,9 @@ fn main() {
         setpriority_process(None, FIRST).expect("root can have any priority");
     }
     let told = |name: &&str| args.is_empty() || args.iter().any(|arg| name.contains(&**arg));
-    println!("{:>31}  {:^41}  {:^41}", "", "call after call", "a pause between calls");
-    let head = format!("{:>8} {:>8} {:>10} {:>12}", "median", "99 %", "to idle", "to busy");
+    println!("{:>31}  {:^57}  {:^57}", "", "call after call", "a pause between calls");
+    let head = format!("{:>8} {:>8} {:>8} {:>8}", "median", "99 %", "to idle", "to busy");
+    let head = format!("{head}  {:>10} {:>8}", "99 % own", "to idle");
     println!("{:>31}  {head}  {head}", "");
     let idle = measure(None).expect("nobody stands against it");
     print("nobody else", &idle, &[]);
@@ -110,24 +116,36 @@ fn main() {
     }
 }
 
-/// The median and the 99th percentile, without and with a pause.
-type Figures = [(Duration, Duration); 2];
+/// Of calls without and with a pause.
+type Figures = [Figure; 2];
+
+#[derive(Clone, Copy)]
+struct Figure {
+    median: Duration,
+    late: Duration,
+    /// The 99th percentile of what is left without the waits for a processor.
+    own: Duration,
+}
 
 fn print(name: &str, figures: &Figures, beside: &[&Figures]) {
+    let ratio = |of: Duration, to: Option<Duration>| {
+        let ratio = to.map(|to| of.as_secs_f64() / to.as_secs_f64());
+        ratio.map_or_else(String::new, |ratio| format!("{ratio:.1} x"))
+    };
     print!("{name:>31}");
-    for (at, (median, late)) in figures.iter().enumerate() {
+    for (at, Figure { median, late, own }) in figures.iter().enumerate() {
+        let to = |column: usize| beside.get(column).map(|figures| figures[at]);
         print!("  {:>5} us {:>5} us", median.as_micros(), late.as_micros());
-        for column in 0..2 {
-            let ratio = beside.get(column).map(|to| late.as_secs_f64() / to[at].1.as_secs_f64());
-            print!(" {:>10}", ratio.map_or_else(String::new, |ratio| format!("{ratio:.1} x")));
-        }
+        print!(" {:>8}", ratio(*late, to(0).map(|to| to.late)));
+        print!(" {:>8}", ratio(*late, to(1).map(|to| to.late)));
+        print!("  {:>7} us {:>8}", own.as_micros(), ratio(*own, to(0).map(|to| to.own)));
     }
     println!();
 }
 
 /// The calls of an honest client beside an attack, or alone.
 fn measure(attack: Option<&str>) -> Result<Figures, Error> {
-    let mut rounds: [Vec<(Duration, Duration)>; 2] = Default::default();
+    let mut rounds: [Vec<Figure>; 2] = Default::default();
     for _ in 0..ROUNDS {
         let daemon = Daemon::builder().quiet().spawn();
         let fuse = Fuse::mount();
@@ -139,23 +157,65 @@ fn measure(attack: Option<&str>) -> Result<Figures, Error> {
         let start = |name| files.iter().map(|file| start(name, daemon.socket(), file)).collect();
         let _attackers: Vec<Group> = attack.map_or_else(Vec::new, start);
         let mut client = daemon.client_as(&User::new(HONEST));
-        times(&mut client, Duration::ZERO, TIME / 4)?;
-        rounds[0].push(figures(times(&mut client, Duration::ZERO, TIME)?));
-        rounds[1].push(figures(times(&mut client, PAUSE, TIME)?));
+        let waits = Waits::of(daemon.serving().expect("it serves"));
+        times(&mut client, &waits, Duration::ZERO, TIME / 4)?;
+        rounds[0].push(figure(&times(&mut client, &waits, Duration::ZERO, TIME)?));
+        rounds[1].push(figure(&times(&mut client, &waits, PAUSE, TIME)?));
     }
-    Ok(rounds.map(|mut rounds| {
-        rounds.sort_unstable_by_key(|(_, late)| *late);
-        rounds[rounds.len() / 2]
+    Ok(rounds.map(|rounds| Figure {
+        median: part(rounds.iter().map(|figure| figure.median), 50),
+        late: part(rounds.iter().map(|figure| figure.late), 50),
+        own: part(rounds.iter().map(|figure| figure.own), 50),
     }))
 }
 
-fn figures(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort_unstable();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
+/// Of calls with their waits for a processor.
+fn figure(times: &[(Duration, Duration)]) -> Figure {
+    let whole = times.iter().map(|(time, _)| *time);
+    // A wait that is longer than the call had begun before: what is the call's cannot be told from it.
+    let own = times.iter().filter_map(|(time, waited)| time.checked_sub(*waited));
+    Figure { median: part(whole.clone(), 50), late: part(whole, 99), own: part(own, 99) }
 }
 
-/// How long each call takes of a client that gives, copies and closes.
-fn times(client: &mut Client, pause: Duration, within: Duration) -> Result<Vec<Duration>, Error> {
+/// The one of which so many percent are not above it.
+fn part(times: impl Iterator<Item = Duration>, percent: usize) -> Duration {
+    let mut times: Vec<_> = times.collect();
+    times.sort_unstable();
+    times[times.len() * percent / 100]
+}
+
+/// How long the calling thread and the server's have been ready to run and had no processor.
+struct Waits([File; 2]);
+
+impl Waits {
+    fn of(server: Pid) -> Self {
+        let server = format!("/proc/{0}/task/{0}/schedstat", server.as_raw_pid());
+        let open = |path| File::open(path).expect("the kernel counts the waits for a processor");
+        Self([open("/proc/thread-self/schedstat"), open(&server)])
+    }
+
+    fn now(&self) -> Duration {
+        self.0.iter().map(waited).sum()
+    }
+}
+
+/// The second number in a thread's `schedstat`, in nanoseconds.
+fn waited(file: &File) -> Duration {
+    let mut text = [0; 64];
+    let len = file.read_at(&mut text, 0).expect("the thread is there");
+    let text = std::str::from_utf8(&text[..len]).expect("numbers");
+    let wait = text.split_whitespace().nth(1).and_then(|wait| wait.parse().ok());
+    Duration::from_nanos(wait.expect("the second of three numbers"))
+}
+
+/// How long each call takes of a client that gives, copies and closes, and for how long of that a processor
+/// was waited for.
+fn times(
+    client: &mut Client,
+    waits: &Waits,
+    pause: Duration,
+    within: Duration,
+) -> Result<Vec<(Duration, Duration)>, Error> {
     let null = null();
     let mut shared = gift("honest", null.as_fd());
     // So that whoever attacks may know of it.
@@ -166,13 +226,15 @@ fn times(client: &mut Client, pause: Duration, within: Duration) -> Result<Vec<D
     let until = Instant::now() + within;
     while Instant::now() < until {
         for step in 0..3 {
+            let before = waits.now();
             let began = Instant::now();
             match step {
                 0 => drop(client.give(&shared)?),
                 1 => drop(client.copy(&name)?),
                 _ => client.close(&name)?,
             }
-            times.push(began.elapsed());
+            let time = began.elapsed();
+            times.push((time, waits.now() - before));
             if !pause.is_zero() {
                 thread::sleep(pause);
             }
