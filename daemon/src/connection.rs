@@ -51,6 +51,9 @@ const CONGESTION: Duration = Duration::from_millis(20);
 /// the client reads.
 const MUCH_TO_SEND: usize = 256 << 10;
 
+/// More gifts than this are kept in a turn of their own, after the one in which they were looked at.
+const MANY_GIFTS: usize = 32;
+
 /// How many names are looked at for a List at once.
 const LOOK: usize = 16;
 
@@ -554,12 +557,14 @@ enum Work {
     Done,
 }
 
-/// Finds out what the gifts of a call are, in more than one turn where they are many.
+/// Finds out what the gifts of a call are, in more than one turn where they are many: to keep them all is one
+/// step, which then has a turn of its own.
 async fn inspect_gifts(
     call: Call<Descriptor>,
     turn: &mut Turn<'_>,
 ) -> Result<Call<Inspected<Descriptor>>, (Name, Errno)> {
     let Call::Give { gifts, clash, ticket } = call else { return call.try_map(inspect) };
+    let many = gifts.len() > MANY_GIFTS;
     let mut inspected = Vec::with_capacity(gifts.len());
     for gift in gifts {
         if turn.is_over() {
@@ -567,6 +572,9 @@ async fn inspect_gifts(
         }
         let name = gift.name.clone();
         inspected.push(gift.try_map(inspect).map_err(|errno| (name, errno))?);
+    }
+    if many {
+        turn.let_others().await;
     }
     Ok(Call::Give { gifts: inspected, clash, ticket })
 }

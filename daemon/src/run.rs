@@ -102,6 +102,8 @@ pub(crate) struct Daemon {
     pub(crate) reader: Reader,
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
+    /// Wakes who writes the journal anew.
+    heavy: Rc<Notify>,
     pub(crate) mirror: Option<DaemonsMirror>,
     /// What nobody may give it.
     pub(crate) own: Own,
@@ -162,6 +164,7 @@ impl Daemon {
             reader: Reader::new(Handle::current()),
             alarm: Rc::new(Alarm::new()?),
             alarm_at: None,
+            heavy: Rc::default(),
             mirror: None,
             own: Own::default(),
             status,
@@ -231,6 +234,15 @@ impl Daemon {
                 alarm.ring().await;
                 of_alarm.borrow_mut().handle(Input::Tick);
                 yield_now().await;
+            }
+        });
+        let (of_journal, heavy) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().heavy));
+        spawn_local(async move {
+            loop {
+                heavy.notified().await;
+                // It takes a while: whoever is ready is not to wait for this and for what led to it.
+                yield_now().await;
+                of_journal.borrow_mut().lighten();
             }
         });
         Self::ask_for_targets(daemon);
@@ -311,9 +323,7 @@ impl Daemon {
             }
         }
         if self.journal.is_heavy(self.stash.weight().kept) {
-            if let Err(error) = rewrite(&mut self.journal, &self.stash) {
-                tracing::warn!(%error, "writing the journal anew failed, it goes on growing");
-            }
+            self.heavy.notify_one();
         }
         let due = self.stash.next_due();
         if due != self.alarm_at {
@@ -345,6 +355,16 @@ impl Daemon {
         let (listed, next) = self.stash.list(by, pattern, after, most);
         let entries = listed.into_iter().map(|listed| as_it_is(listed.entry, &listed.fd));
         (entries.collect(), next)
+    }
+
+    /// Writes the journal anew, if it is worth that.
+    fn lighten(&mut self) {
+        if self.pause.is_still || !self.journal.is_heavy(self.stash.weight().kept) {
+            return;
+        }
+        if let Err(error) = rewrite(&mut self.journal, &self.stash) {
+            tracing::warn!(%error, "writing the journal anew failed, it goes on growing");
+        }
     }
 
     /// Writes the journal anew, after others may have done so.
