@@ -2,8 +2,9 @@
 //! once, or on a thousand connections, waits for itself and lets others wait for one turn.
 //!
 //! A user has one turn at a time, which goes round its connections until its time is over. Between two
-//! turns of a user the event loop looks for whom else there is something to do, and everybody else who is
-//! ready has had a turn. Nobody has one while it waits for a socket or for a file.
+//! turns of a user somebody lets others have theirs, be it this user or another: the event loop looks for
+//! whom else there is something to do, and all who are ready are served. Nobody has a turn while it waits
+//! for a socket or for a file.
 
 use std::{
     cell::Cell,
