@@ -205,6 +205,8 @@ impl Connection {
                     return Err(end);
                 }
                 let is_reading = self.is_reading() && !self.seat.waits_for_room();
+                // Tried before the event loop is asked: a client that was answered on this processor has often
+                // called again by now.
                 if !is_reading || !self.read()? {
                     return Ok(Work::Done);
                 }

@@ -111,3 +111,53 @@ impl Drop for Turn<'_> {
         self.time.let_others = self.let_others.get();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, io::Write, os::unix::net};
+
+    use tokio::{
+        net::UnixStream,
+        runtime::{Builder, LocalOptions},
+        sync::Notify,
+        task::spawn_local,
+    };
+
+    use super::*;
+
+    #[test]
+    fn who_comes_again_does_not_wait_behind_others_who_have_had_a_turn_since() {
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let (mut client, socket) = net::UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut users = Users::default();
+
+        runtime.block_on(async {
+            let (socket, is_over) = (UnixStream::from_std(socket).unwrap(), Rc::new(Notify::new()));
+            let (quick, of_quick, tell) = (users.get(1), Rc::clone(&served), Rc::clone(&is_over));
+            let comes_again = spawn_local(async move {
+                let turn = quick.turn().await;
+                while !turn.is_over() {}
+                drop(turn);
+                tell.notify_one();
+                socket.readable().await.unwrap();
+                drop(quick.turn().await);
+                of_quick.borrow_mut().push("quick");
+            });
+            is_over.notified().await;
+            let (dear, of_dear) = (users.get(2), Rc::clone(&served));
+            let lets = spawn_local(async move {
+                let mut turn = dear.turn().await;
+                client.write_all(b"a call").unwrap();
+                turn.let_others().await;
+                of_dear.borrow_mut().push("dear");
+            });
+            comes_again.await.unwrap();
+            lets.await.unwrap();
+        });
+
+        assert_eq!(*served.borrow(), ["quick", "dear"]);
+    }
+}
