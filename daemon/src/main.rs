@@ -42,6 +42,7 @@ mod reader;
 mod reminder;
 mod rest;
 mod restore;
+mod rewrite;
 mod run;
 mod sandbox;
 mod scrape;

@@ -2,7 +2,6 @@
 //! nothing of is closed.
 
 use std::{
-    io,
     mem::ManuallyDrop,
     os::fd::OwnedFd,
     sync::{Arc, mpsc},
@@ -194,18 +193,4 @@ fn adopt(replay: &mut Replay, open: &mut Inherited, stored: &[Number]) -> Result
     }
     ends.into_iter().for_each(|end| open.give_back(end));
     Ok(())
-}
-
-/// Writes all of a journal anew, with room for what may have to follow.
-///
-/// # Errors
-///
-/// If there is no memory for it; then it is as it was.
-pub(crate) fn rewrite(journal: &mut journal::Journal, stash: &Stash<Descriptor>) -> io::Result<()> {
-    journal.rewrite(stash.weight().promised, |lines| {
-        lines.push(|bytes| stash.begin_journal().write(bytes));
-        for record in stash.records() {
-            lines.push(|bytes| record.write(|fd| number(fd), bytes));
-        }
-    })
 }

@@ -39,7 +39,8 @@ use crate::{
     own::Own,
     reader::Reader,
     reminder::{Reminder, Reminders},
-    restore::{Restored, rewrite},
+    restore::Restored,
+    rewrite::rewrite,
     scrape::Asking,
     seat::{Scratch, Seat},
     store::{self, DaemonsMirror},
@@ -103,7 +104,7 @@ pub(crate) struct Daemon {
     alarm: Rc<Alarm>,
     alarm_at: Option<u64>,
     /// Wakes who writes the journal anew.
-    heavy: Rc<Notify>,
+    pub(crate) heavy: Rc<Notify>,
     pub(crate) mirror: Option<DaemonsMirror>,
     /// What nobody may give it.
     pub(crate) own: Own,
@@ -126,6 +127,7 @@ impl Daemon {
         heart: Heart,
         restored: Restored,
         status: Status,
+        users: Users,
     ) -> Result<(Rc<RefCell<Self>>, mpsc::UnboundedReceiver<Input>)> {
         let Restored {
             stash,
@@ -148,7 +150,7 @@ impl Daemon {
             journal,
             heart,
             seats: BTreeMap::new(),
-            users: Users::default(),
+            users,
             scratch: Rc::new(RefCell::new(Scratch::new())),
             hangups: Rc::new(Hangups::new()?),
             inputs,
@@ -236,15 +238,7 @@ impl Daemon {
                 yield_now().await;
             }
         });
-        let (of_journal, heavy) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().heavy));
-        spawn_local(async move {
-            loop {
-                heavy.notified().await;
-                // It takes a while: whoever is ready is not to wait for this and for what led to it.
-                yield_now().await;
-                of_journal.borrow_mut().lighten();
-            }
-        });
+        Self::rewrite_when_heavy(daemon);
         Self::ask_for_targets(daemon);
         let (of_hangups, hangups) = (Rc::clone(daemon), Rc::clone(&daemon.borrow().hangups));
         spawn_local(async move {
@@ -355,25 +349,6 @@ impl Daemon {
         let (listed, next) = self.stash.list(by, pattern, after, most);
         let entries = listed.into_iter().map(|listed| as_it_is(listed.entry, &listed.fd));
         (entries.collect(), next)
-    }
-
-    /// Writes the journal anew, if it is worth that.
-    fn lighten(&mut self) {
-        if self.pause.is_still || !self.journal.is_heavy(self.stash.weight().kept) {
-            return;
-        }
-        if let Err(error) = rewrite(&mut self.journal, &self.stash) {
-            tracing::warn!(%error, "writing the journal anew failed, it goes on growing");
-        }
-    }
-
-    /// Writes the journal anew, after others may have done so.
-    pub(crate) fn reopen_journal(&mut self) {
-        let outcome = self.journal.reopen().and_then(|()| rewrite(&mut self.journal, &self.stash));
-        if let Err(error) = outcome {
-            tracing::error!(%error, "writing the journal failed, starting anew from what it says");
-            std::process::abort();
-        }
     }
 
     /// How long a client may leave a message half sent, or an answer unread.

@@ -35,6 +35,7 @@ use crate::{
     scrape::Scrape,
     steps::step,
     systemd::{self, Notify, Status},
+    turns::{Looks, Users},
 };
 
 /// How often the keeper is told that this server lives.
@@ -74,14 +75,17 @@ fn try_run(lasting: &'static Lasting, config: &Config, heart: Heart, start: Star
         // Now that what an earlier server has left is closed there is a number free.
         sandbox::confine(&own);
     }
+    let looks = Looks::default();
+    let of_loop = looks.clone();
     let runtime = Builder::new_current_thread()
         .enable_all()
+        .on_thread_unpark(move || of_loop.add())
         .build_local(LocalOptions::default())
         .context("starting the event loop")?;
     let outcome = runtime.block_on(async {
         let ledger = Ledger::new(config.table, Handle::current());
         let restored = restore::restore(left, config, heart, ledger);
-        serve(lasting, config, heart, start, restored).await
+        serve(lasting, config, heart, start, restored, Users::new(looks)).await
     });
     // A close or an open that hangs shall not keep the process.
     runtime.shutdown_background();
@@ -94,6 +98,7 @@ async fn serve(
     heart: Heart,
     start: Start,
     restored: Restored,
+    users: Users,
 ) -> Result<()> {
     let mut signals = Signals::new(heart)?;
     let mut keeper = handover::Keeper::find(heart)?;
@@ -104,7 +109,7 @@ async fn serve(
     heart.set_state(State::Serving);
     let manager = lasting.manager.as_ref();
     let (status, reporting) = Status::new(lasting.manager.clone());
-    let (daemon, received) = Daemon::new(lasting, config, heart, restored, status)?;
+    let (daemon, received) = Daemon::new(lasting, config, heart, restored, status, users)?;
     step("before the door opens");
     spawn_local(beat(heart));
     Daemon::listen_to_itself(&daemon, received);

@@ -2,14 +2,19 @@
 //! once, or on a thousand connections, waits for itself and lets others wait for one turn.
 //!
 //! A user has one turn at a time, which goes round its connections until its time is over. Between two
-//! turns of a user somebody lets others have theirs, be it this user or another: the event loop looks for
-//! whom else there is something to do, and all who are ready are served. Nobody has a turn while it waits
-//! for a socket or for a file.
+//! turns of a user the event loop looks for whom else there is something to do, and everybody else who is
+//! ready has had a turn. Nobody has one while it waits for a socket or for a file.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
+    future::poll_fn,
+    pin::pin,
     rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -22,17 +27,60 @@ use tokio::{
 /// what it takes to let others have theirs.
 const TURN: Duration = Duration::from_micros(100);
 
+/// How often the event loop has looked at the sockets and woken whose are ready.
+#[derive(Clone, Default)]
+pub(crate) struct Looks(Arc<AtomicU64>);
+
+impl Looks {
+    /// Counts one.
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Has the loop look, and goes on behind those who are ready.
+    async fn next(&self) {
+        let mut yielded = pin!(yield_now());
+        poll_fn(|context| {
+            let looked = Looked { looks: self.clone(), waker: context.waker().clone() };
+            yielded.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(looked))))
+        })
+        .await;
+    }
+}
+
+/// Counts a look, and wakes who waits for it: Tokio wakes who yields when it has looked, behind those whose
+/// sockets are ready and before any of them is served.
+struct Looked {
+    looks: Looks,
+    waker: Waker,
+}
+
+impl Wake for Looked {
+    fn wake(self: Arc<Self>) {
+        self.looks.add();
+        self.waker.wake_by_ref();
+    }
+}
+
 /// The users who are connected, by number.
-#[derive(Default)]
 pub(crate) struct Users {
     by_uid: BTreeMap<u32, Weak<User>>,
-    /// How often somebody has let others have their turns.
-    let_others: Rc<Cell<u64>>,
+    looks: Looks,
     /// At how many to look which of them have gone.
     most: usize,
 }
 
 impl Users {
+    /// Nobody yet. The loop counts its looks where it has slept before, and here they are counted
+    /// where somebody has asked for them.
+    pub(crate) fn new(looks: Looks) -> Self {
+        Self { by_uid: BTreeMap::new(), looks, most: 0 }
+    }
+
     /// A user, whichever connection asks.
     pub(crate) fn get(&mut self, uid: u32) -> Rc<User> {
         if let Some(user) = self.by_uid.get(&uid).and_then(Weak::upgrade) {
@@ -42,8 +90,8 @@ impl Users {
             self.by_uid.retain(|_, user| user.strong_count() > 0);
             self.most = 2 * self.by_uid.len() + 64;
         }
-        let time = Time { end: Instant::now() + TURN, let_others: self.let_others.get() };
-        let user = Rc::new(User { time: Mutex::new(time), let_others: self.let_others.clone() });
+        let time = Time { end: Instant::now() + TURN, looks: self.looks.count() };
+        let user = Rc::new(User { time: Mutex::new(time), looks: self.looks.clone() });
         self.by_uid.insert(uid, Rc::downgrade(&user));
         user
     }
@@ -53,31 +101,27 @@ impl Users {
 pub(crate) struct User {
     /// Whoever has it locked is served; those who wait for that get it in the order in which they came.
     time: Mutex<Time>,
-    let_others: Rc<Cell<u64>>,
+    looks: Looks,
 }
 
 /// Of a user's turn, or of its last one.
 struct Time {
     /// When it ends or has ended.
     end: Instant,
-    /// How often anybody had let others have theirs when somebody was served in it for the last time.
-    let_others: u64,
+    /// How often the loop had looked when somebody was served in it for the last time.
+    looks: u64,
 }
 
 impl User {
     /// Waits for a turn, or for what is left of one that another connection has begun.
     pub(crate) async fn turn(&self) -> Turn<'_> {
         let time = self.time.lock().await;
-        let mut turn = Turn { time, let_others: &self.let_others };
-        let now = Instant::now();
-        if now < turn.time.end {
-            return turn;
-        }
-        let have_had_theirs = turn.time.let_others < self.let_others.get();
-        if have_had_theirs || turn.time.end + TURN <= now {
-            turn.time.end = now + TURN;
-        } else {
-            turn.let_others().await;
+        let mut turn = Turn { time, looks: &self.looks };
+        if turn.is_over() {
+            if turn.time.looks == self.looks.count() {
+                self.looks.next().await;
+            }
+            turn.time.end = Instant::now() + TURN;
         }
         turn
     }
@@ -86,7 +130,7 @@ impl User {
 /// A user's turn.
 pub(crate) struct Turn<'a> {
     time: MutexGuard<'a, Time>,
-    let_others: &'a Cell<u64>,
+    looks: &'a Looks,
 }
 
 impl Turn<'_> {
@@ -97,9 +141,7 @@ impl Turn<'_> {
 
     /// Lets others have theirs, and then goes on.
     pub(crate) async fn let_others(&mut self) {
-        self.let_others.set(self.let_others.get() + 1);
-        // Tokio wakes who yields after it has looked at the sockets, behind those who wait there.
-        yield_now().await;
+        self.looks.next().await;
         self.time.end = Instant::now() + TURN;
     }
 }
@@ -108,7 +150,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // What takes longer than a turn is no reason to begin the next one at once.
         self.time.end = Instant::now().max(self.time.end);
-        self.time.let_others = self.let_others.get();
+        self.time.looks = self.looks.count();
     }
 }
 
@@ -132,7 +174,7 @@ mod tests {
         let served = Rc::new(RefCell::new(Vec::new()));
         let (mut client, socket) = net::UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut users = Users::default();
+        let mut users = Users::new(Looks::default());
 
         runtime.block_on(async {
             let (socket, is_over) = (UnixStream::from_std(socket).unwrap(), Rc::new(Notify::new()));

@@ -6,9 +6,13 @@
 //! processors too, and what that costs is the scheduler's matter: so the calls are measured at first
 //! without anybody else, and then beside two processes that are busy and never touch the daemon. Told are
 //! the median and the 99th percentile of the calls, and what the latter is to those two. Of several rounds
-//! it is the median. The last two columns are the 99th percentile, and what it is to that of nobody else, of
-//! what is left of the calls without the time for which the client and the server were ready to run and had
-//! no processor, as the kernel counts it: what the daemon itself lets an honest client wait for.
+//! it is the median.
+//!
+//! The last two columns are the 99th percentile, and what it is to that of nobody else, of what is left of the
+//! calls without the time for which the client and the server were ready to run and had no processor, as the
+//! kernel counts it: about what the daemon itself lets an honest client wait for. Where that time is longer than
+//! the call, a wait had begun before it, or both have waited at once; then what the daemon has run meanwhile, with
+//! all its threads, is the most that it can have been.
 //!
 //! With the word `first` the honest client and the daemon come first wherever they want a processor (a
 //! nice value of -15).
@@ -32,6 +36,7 @@ use fdstash_proto::{MAX_DESCRIPTORS, MAX_MESSAGE, socket};
 use kit::{
     Daemon, Fuse, Group, Opens, Raw, User, call, gift, gifts, names, null, nulls, raise_open_files,
 };
+use nix::time::ClockId;
 use rustix::{
     fs::OFlags,
     process::{Pid, Signal, set_parent_process_death_signal, setpriority_process},
@@ -157,10 +162,10 @@ fn measure(attack: Option<&str>) -> Result<Figures, Error> {
         let start = |name| files.iter().map(|file| start(name, daemon.socket(), file)).collect();
         let _attackers: Vec<Group> = attack.map_or_else(Vec::new, start);
         let mut client = daemon.client_as(&User::new(HONEST));
-        let waits = Waits::of(daemon.serving().expect("it serves"));
-        times(&mut client, &waits, Duration::ZERO, TIME / 4)?;
-        rounds[0].push(figure(&times(&mut client, &waits, Duration::ZERO, TIME)?));
-        rounds[1].push(figure(&times(&mut client, &waits, PAUSE, TIME)?));
+        let counts = Counts::of(daemon.serving().expect("it serves"));
+        times(&mut client, &counts, Duration::ZERO, TIME / 4)?;
+        rounds[0].push(figure(&times(&mut client, &counts, Duration::ZERO, TIME)?));
+        rounds[1].push(figure(&times(&mut client, &counts, PAUSE, TIME)?));
     }
     Ok(rounds.map(|rounds| Figure {
         median: part(rounds.iter().map(|figure| figure.median), 50),
@@ -169,12 +174,25 @@ fn measure(attack: Option<&str>) -> Result<Figures, Error> {
     }))
 }
 
-/// Of calls with their waits for a processor.
-fn figure(times: &[(Duration, Duration)]) -> Figure {
-    let whole = times.iter().map(|(time, _)| *time);
-    // A wait that is longer than the call had begun before: what is the call's cannot be told from it.
-    let own = times.iter().filter_map(|(time, waited)| time.checked_sub(*waited));
+fn figure(times: &[Call]) -> Figure {
+    let whole = times.iter().map(|call| call.time);
+    let own = times.iter().map(Call::own);
     Figure { median: part(whole.clone(), 50), late: part(whole, 99), own: part(own, 99) }
+}
+
+/// What a call has taken.
+struct Call {
+    time: Duration,
+    /// For how long the client and the server waited for a processor.
+    waited: Duration,
+    /// How long the daemon's threads ran.
+    ran: Duration,
+}
+
+impl Call {
+    fn own(&self) -> Duration {
+        self.time.checked_sub(self.waited).unwrap_or(self.time.min(self.ran))
+    }
 }
 
 /// The one of which so many percent are not above it.
@@ -184,18 +202,26 @@ fn part(times: impl Iterator<Item = Duration>, percent: usize) -> Duration {
     times[times.len() * percent / 100]
 }
 
-/// How long the calling thread and the server's have been ready to run and had no processor.
-struct Waits([File; 2]);
+/// What the kernel counts of a client, which is the calling thread, and of the server.
+struct Counts {
+    waits: [File; 2],
+    run: ClockId,
+}
 
-impl Waits {
+impl Counts {
     fn of(server: Pid) -> Self {
-        let server = format!("/proc/{0}/task/{0}/schedstat", server.as_raw_pid());
+        let pid = server.as_raw_pid();
         let open = |path| File::open(path).expect("the kernel counts the waits for a processor");
-        Self([open("/proc/thread-self/schedstat"), open(&server)])
+        let server = format!("/proc/{pid}/task/{pid}/schedstat");
+        let waits = [open("/proc/thread-self/schedstat"), open(&server)];
+        let run = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid));
+        Self { waits, run: run.expect("a process has a clock") }
     }
 
-    fn now(&self) -> Duration {
-        self.0.iter().map(waited).sum()
+    /// How long both have waited for a processor, and the server's threads have run.
+    fn now(&self) -> (Duration, Duration) {
+        let run = self.run.now().expect("the server is there");
+        (self.waits.iter().map(waited).sum(), run.into())
     }
 }
 
@@ -208,14 +234,13 @@ fn waited(file: &File) -> Duration {
     Duration::from_nanos(wait.expect("the second of three numbers"))
 }
 
-/// How long each call takes of a client that gives, copies and closes, and for how long of that a processor
-/// was waited for.
+/// What each call takes of a client that gives, copies and closes.
 fn times(
     client: &mut Client,
-    waits: &Waits,
+    counts: &Counts,
     pause: Duration,
     within: Duration,
-) -> Result<Vec<(Duration, Duration)>, Error> {
+) -> Result<Vec<Call>, Error> {
     let null = null();
     let mut shared = gift("honest", null.as_fd());
     // So that whoever attacks may know of it.
@@ -226,7 +251,7 @@ fn times(
     let until = Instant::now() + within;
     while Instant::now() < until {
         for step in 0..3 {
-            let before = waits.now();
+            let (waited, ran) = counts.now();
             let began = Instant::now();
             match step {
                 0 => drop(client.give(&shared)?),
@@ -234,7 +259,8 @@ fn times(
                 _ => client.close(&name)?,
             }
             let time = began.elapsed();
-            times.push((time, waits.now() - before));
+            let now = counts.now();
+            times.push(Call { time, waited: now.0 - waited, ran: now.1 - ran });
             if !pause.is_zero() {
                 thread::sleep(pause);
             }

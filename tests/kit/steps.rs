@@ -45,7 +45,7 @@ impl Steps {
         crate::wait_until(crate::SOON, || {
             let before = self.sleeps();
             thread::sleep(REST);
-            self.sleeps() == before
+            self.sleeps() == before && self.is_waiting()
         });
     }
 
