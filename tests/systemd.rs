@@ -345,8 +345,9 @@ fn its_policy_is_what_stands_in_etc_and_by_path_it_writes_where_its_unit_lets_it
     systemd.works("fdstash give log /var/log/vms/log");
     systemd.works("mv /var/log/vms/log /var/log/vms/log.1 && echo new >/var/log/vms/log");
     let by_path = "fdstash reopen log --path /var/log/vms/log";
+    let refusal = || String::from_utf8_lossy(&systemd.run(by_path).stderr).into_owned();
     let refused = |why: &str| {
-        let said = String::from_utf8_lossy(&systemd.run(by_path).stderr).into_owned();
+        let said = refusal();
         assert!(said.contains(why), "{said}");
     };
     refused("not allowed to reopen by path");
@@ -356,6 +357,8 @@ fn its_policy_is_what_stands_in_etc_and_by_path_it_writes_where_its_unit_lets_it
         "users = ['root']\nnames = ['log']\nverbs = ['reopen by path']\nbelow = ['/var/log/vms']";
     fs::write(systemd.path("/etc/fdstash/policy.toml"), format!("[[allow]]\n{rule}\n")).unwrap();
     systemd.works("systemctl reload fdstashd.service");
+    // Before 253 that only sends the signal.
+    wait_until(SOON, || !refusal().contains("not allowed to reopen by path"));
     refused("ReadWritePaths=");
     systemd.works("fdstash reopen log --path /var/log/vms/log --access read");
     assert_eq!(systemd.works("fdstash take log --copy -- cat"), "new\n");
