@@ -75,8 +75,8 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Nobody yet. The loop counts its looks where it has slept before, and here they are counted
-    /// where somebody has asked for them.
+    /// Nobody yet. Of the loop's looks, it counts those after which it slept; those that somebody asks
+    /// for are counted here.
     pub(crate) fn new(looks: Looks) -> Self {
         Self { by_uid: BTreeMap::new(), looks, most: 0 }
     }
@@ -156,33 +156,49 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, io::Write, os::unix::net};
+    use std::{
+        cell::{Cell, RefCell},
+        io::Write,
+        os::unix::net,
+    };
 
     use tokio::{
         net::UnixStream,
-        runtime::{Builder, LocalOptions},
+        runtime::{Builder, LocalOptions, LocalRuntime},
         sync::Notify,
         task::spawn_local,
     };
 
     use super::*;
 
+    fn runtime() -> LocalRuntime {
+        let mut builder = Builder::new_current_thread();
+        builder.enable_all().build_local(LocalOptions::default()).unwrap()
+    }
+
+    fn pair() -> (net::UnixStream, net::UnixStream) {
+        let (client, socket) = net::UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        (client, socket)
+    }
+
+    /// Goes on until the turn is over, and ends it.
+    fn spend(turn: Turn<'_>) {
+        while !turn.is_over() {}
+        drop(turn);
+    }
+
     #[test]
     fn who_comes_again_does_not_wait_behind_others_who_have_had_a_turn_since() {
-        let mut builder = Builder::new_current_thread();
-        let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
         let served = Rc::new(RefCell::new(Vec::new()));
-        let (mut client, socket) = net::UnixStream::pair().unwrap();
-        socket.set_nonblocking(true).unwrap();
+        let (mut client, socket) = pair();
         let mut users = Users::new(Looks::default());
 
-        runtime.block_on(async {
+        runtime().block_on(async {
             let (socket, is_over) = (UnixStream::from_std(socket).unwrap(), Rc::new(Notify::new()));
             let (quick, of_quick, tell) = (users.get(1), Rc::clone(&served), Rc::clone(&is_over));
             let comes_again = spawn_local(async move {
-                let turn = quick.turn().await;
-                while !turn.is_over() {}
-                drop(turn);
+                spend(quick.turn().await);
                 tell.notify_one();
                 socket.readable().await.unwrap();
                 drop(quick.turn().await);
@@ -201,5 +217,39 @@ mod tests {
         });
 
         assert_eq!(*served.borrow(), ["quick", "dear"]);
+    }
+
+    #[test]
+    fn however_many_connections_of_others_are_always_ready_who_comes_waits_for_a_turn_of_each_user()
+    {
+        let turns = Rc::new(Cell::new(0));
+        let (mut client, socket) = pair();
+        let mut users = Users::new(Looks::default());
+
+        runtime().block_on(async {
+            for uid in [1, 1, 1, 2, 2, 2] {
+                let (user, turns) = (users.get(uid), Rc::clone(&turns));
+                spawn_local(async move {
+                    loop {
+                        spend(user.turn().await);
+                        turns.set(turns.get() + 1);
+                    }
+                });
+            }
+            let (socket, comes) = (UnixStream::from_std(socket).unwrap(), users.get(3));
+            while turns.get() < 10 {
+                yield_now().await;
+            }
+            let before = turns.get();
+            client.write_all(b"a call").unwrap();
+            socket.readable().await.unwrap();
+            drop(comes.turn().await);
+
+            assert!(
+                turns.get() - before <= 4,
+                "behind {} turns of two users",
+                turns.get() - before
+            );
+        });
     }
 }

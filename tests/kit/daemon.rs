@@ -155,7 +155,15 @@ impl Daemon {
     /// have heard yet.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let ask = || self.client().statistics();
+        self.asked().1
+    }
+
+    /// Its figures, and the connection that was asked for them, which they count.
+    fn asked(&self) -> (Client, Statistics) {
+        let ask = || {
+            let mut client = self.client();
+            client.statistics().map(|told| (client, told))
+        };
         let mut told = ask();
         let is_full = |told: &Result<_, Error>| {
             matches!(told, Err(Error::Refused(Refusal::LimitExceeded { .. })))
@@ -209,7 +217,9 @@ impl Daemon {
     /// How many descriptors it has open beside its connections.
     #[must_use]
     pub fn held(&self) -> usize {
-        let connections = usize::try_from(self.statistics().connections).unwrap_or_default();
+        // The connection that asks stays until they are counted, since it is subtracted.
+        let (_client, told) = self.asked();
+        let connections = usize::try_from(told.connections).unwrap_or_default();
         self.open_descriptors().saturating_sub(connections)
     }
 
