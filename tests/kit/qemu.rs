@@ -306,11 +306,12 @@ impl Monitor {
         stream.set_read_timeout(Some(SOON / 10))?;
         let reader = BufReader::new(stream.try_clone()?);
         let mut monitor = Self { stream, reader };
-        let greeting = monitor.message().inspect_err(|error| eprintln!("no greeting: {error}"))?;
+        // It may tell of an event before it greets, too.
+        let greeting = monitor.answer().inspect_err(|error| eprintln!("no greeting: {error}"))?;
         monitor.stream.set_read_timeout(Some(SOON))?;
         assert!(greeting["QMP"].is_object(), "a monitor greets: {greeting}");
         monitor.say(&message("qmp_capabilities", &json!({})), &[] as &[File]);
-        monitor.message()?;
+        monitor.answer()?;
         Ok(monitor)
     }
 
@@ -368,15 +369,21 @@ impl Monitor {
     ///
     /// QEMU's own words.
     pub fn reply(&mut self) -> Result<Value, String> {
+        let message = self.answer().expect("QEMU answers");
+        if let Some(returned) = message.get("return") {
+            return Ok(returned.clone());
+        }
+        let why = message["error"]["desc"].as_str();
+        Err(why.unwrap_or_else(|| panic!("what QEMU says is known: {message}")).to_owned())
+    }
+
+    /// The next that it says but events.
+    fn answer(&mut self) -> io::Result<Value> {
         loop {
-            let message = self.message().expect("QEMU answers");
-            if let Some(returned) = message.get("return") {
-                return Ok(returned.clone());
+            let message = self.message()?;
+            if !message["event"].is_string() {
+                return Ok(message);
             }
-            if let Some(why) = message["error"]["desc"].as_str() {
-                return Err(why.to_owned());
-            }
-            assert!(message["event"].is_string(), "what QEMU says is known: {message}");
         }
     }
 
